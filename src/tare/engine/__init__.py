@@ -1,0 +1,1 @@
+"""STATE AND LIFECYCLE: the use cases, and the truth about what runs."""

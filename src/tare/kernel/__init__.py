@@ -1,0 +1,1 @@
+"""LINUX, TYPED: system calls and kernel file systems. Knows nothing of tare."""

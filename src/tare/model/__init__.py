@@ -1,0 +1,1 @@
+"""VALUES, pure: what images, workloads and states are. No input or output."""
