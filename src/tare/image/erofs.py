@@ -1,0 +1,588 @@
+"""Writes a layer as one uncompressed EROFS file, in one pass over its archive.
+
+File data goes straight to the output as it comes; names, attributes and the tree stay in memory,
+compactly, and are written behind the data at the end. The result is an overlayfs layer: whiteouts
+are character devices 0:0, opaque directories carry overlayfs's attribute. The same archive gives
+the same bytes.
+
+::
+
+    block 0     superblock
+    1 ...       data of files, each from a block of its own, in the archive's order
+    ...         directories and link targets too long to lie beside their inode
+    meta        inodes, each with its attributes, and its directory, link target or chunk map
+
+Not for: reading archives (``tar``), what names mean (``whiteout``), where layers are kept. On any
+error the output is of no use and the caller deletes it.
+"""
+
+from __future__ import annotations
+
+import stat
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import Final, Protocol
+
+from tare.errors import InvalidError
+from tare.image import erofs_format as fmt
+from tare.image.entry import DEFAULT_LIMITS, Entry, Kind, Limits, show
+from tare.image.tar import Content
+from tare.image.whiteout import LayerSummary, Meaning, meaning, permitted_xattrs
+
+_ROOT: Final = 0
+_WHITEOUT: Final = 1
+_FIRST_NID: Final = 2  # inode number 0 reads as "none" in user space
+_MAX_CHUNKS: Final = 1 << 18
+_BUFFER: Final = 1 << 20
+_NAME_COST: Final = 64  # bytes of memory beside the name's own, roughly
+_DIRECTORY_COST: Final = 256
+_ZEROS: Final = bytes(_BUFFER)
+_FORMATS: Final = {
+    Kind.FILE: stat.S_IFREG,
+    Kind.SYMLINK: stat.S_IFLNK,
+    Kind.CHAR: stat.S_IFCHR,
+    Kind.BLOCK: stat.S_IFBLK,
+    Kind.DIR: stat.S_IFDIR,
+    Kind.FIFO: stat.S_IFIFO,
+}
+# dirent file types, by the top four bits of the mode
+_FILE_TYPES: Final = {0x8: 1, 0x4: 2, 0x2: 3, 0x6: 4, 0x1: 5, 0xA: 7}
+_EXTENDED: Final = 1  # i_format: the 64-byte inode
+
+
+class Output(Protocol):
+    """A file open for writing, at its start."""
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> int | None:
+        """Take some of *data*, and say how much."""
+        ...
+
+    def seek(self, offset: int, /) -> int:
+        """Go to *offset*."""
+        ...
+
+
+class _Blocks:
+    """The output, gathered into large writes and kept in whole blocks."""
+
+    def __init__(self, out: Output, limit: int) -> None:
+        self._out = out
+        self._limit = limit
+        self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
+        self._used = 0
+        self._flushed = 0
+
+    @property
+    def position(self) -> int:
+        """Bytes written so far."""
+        return self._flushed + self._used
+
+    @property
+    def block(self) -> int:
+        """The block that comes next; only asked for between files."""
+        return self.position // fmt.BLOCK
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append *data*."""
+        size = len(data)
+        if self._used + size > _BUFFER:
+            self.flush()
+            if size >= _BUFFER // 4:
+                self._write_out(memoryview(data))
+                return
+        end = self._used + size
+        self._view[self._used : end] = data
+        self._used = end
+
+    def zeros(self, count: int) -> None:
+        """Append *count* zeros."""
+        while count:
+            size = min(count, _BUFFER)
+            self.write(_ZEROS[:size])
+            count -= size
+
+    def pad(self) -> None:
+        """Fill the last block."""
+        if rest := -self.position % fmt.BLOCK:
+            self.write(_ZEROS[:rest])
+
+    def flush(self) -> None:
+        """Hand over what is gathered."""
+        self._write_out(self._view[: self._used])
+        self._used = 0
+
+    def _write_out(self, data: memoryview) -> None:
+        self._flushed += len(data)
+        if self._flushed > self._limit:
+            raise InvalidError(f"the layer needs more than {self._limit} bytes")
+        while len(data):
+            taken = self._out.write(data)
+            data = data[len(data) if taken is None else taken :]
+
+
+class ErofsWriter:
+    """Builds one layer: `add` its entries in order, then `finish`."""
+
+    def __init__(
+        self,
+        out: Output,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        userxattr: bool = False,
+        devices: bool = True,
+    ) -> None:
+        self._out = out
+        self._limits = limits
+        self._devices = devices
+        self._opaque_entry = fmt.xattr_entries(
+            {b"user.overlay.opaque" if userxattr else b"trusted.overlay.opaque": b"y"}
+        )
+        self._blocks = _Blocks(out, limits.total + limits.metadata)
+        self._blocks.zeros(fmt.BLOCK)
+        # One finished inode record a node, but for what only the layout knows.
+        self._inodes = bytearray()
+        self._directories: dict[int, dict[bytes, int]] = {}
+        self._targets: dict[int, bytes] = {}
+        self._xattrs: dict[int, bytes] = {}
+        self._interned: dict[bytes, bytes] = {}
+        self._chunks: dict[int, tuple[int, array[int]]] = {}
+        self._opaque: set[int] = set()
+        self._parent: tuple[bytes, int] | None = None
+        self._metadata = 0
+        self._added = 0
+        self._summary = LayerSummary()
+        self._new_directory()
+        self._new_inode(stat.S_IFCHR, Entry(b"", Kind.CHAR, mode=0))
+
+    def add(self, entry: Entry, content: Content) -> None:
+        """Add one entry; a later one of the same name takes its place, as the layer rules say."""
+        self._added += 1
+        if self._added > self._limits.files:
+            raise InvalidError(f"the layer has more than {self._limits.files} entries")
+        what, path = meaning(entry)
+        match what:
+            case Meaning.NOTHING:
+                return
+            case Meaning.OPAQUE:
+                self._opaque.add(self._directory(path))
+                self._summary.opaque_root |= not path
+            case Meaning.WHITEOUT:
+                self._hide(path)
+            case Meaning.ENTRY if not path:
+                self._set_root(entry)
+            case Meaning.ENTRY:
+                self._place(entry, content)
+
+    def finish(self) -> LayerSummary:
+        """Write the metadata and the superblock; the output is then complete, but not synced."""
+        layout = _Layout(self._inodes, self._directories, self._targets, self._chunks, self._bodies)
+        self._blocks.pad()
+        root_nid, meta_block = layout.write(self._blocks)
+        self._blocks.pad()
+        blocks = self._blocks.block
+        self._blocks.flush()
+        summary = self._summary
+        head = fmt.superblock(
+            root_nid=root_nid,
+            inodes=layout.inodes,
+            blocks=blocks,
+            meta_block=meta_block,
+            chunked=bool(self._chunks),
+        )
+        self._out.seek(0)
+        self._out.write(head)
+        summary.entries = layout.names
+        summary.written = blocks * fmt.BLOCK
+        return summary
+
+    def _bodies(self, index: int) -> bytes:
+        """The extended attributes of a node."""
+        entries = self._xattrs.get(index, b"")
+        if index in self._opaque:
+            entries += self._opaque_entry
+        return fmt.xattr_body(entries)
+
+    # -- the tree -------------------------------------------------------------------------
+
+    def _new_inode(self, format_: int, entry: Entry, *, size: int = 0, u: int = 0) -> int:
+        index = len(self._inodes) // fmt.INODE_SIZE
+        if index > self._limits.files + 1:
+            raise InvalidError(f"the layer has more than {self._limits.files} files")
+        self._inodes += self._record(index, format_, entry, size, u)
+        return index
+
+    def _record(self, index: int, format_: int, entry: Entry, size: int, u: int) -> bytes:
+        seconds, nanoseconds = divmod(entry.mtime_ns, 1_000_000_000)
+        self._summary.max_id = max(self._summary.max_id, entry.uid, entry.gid)
+        return fmt.INODE.pack(
+            _EXTENDED | fmt.LAYOUT_PLAIN << 1,
+            0,
+            format_ | entry.mode,
+            0,
+            size,
+            u,
+            index + 1,
+            entry.uid,
+            entry.gid,
+            seconds & 0xFFFFFFFFFFFFFFFF,
+            nanoseconds,
+            1,
+        )
+
+    def _new_directory(self, entry: Entry | None = None) -> int:
+        if entry is None:
+            entry = Entry(b"", Kind.DIR, mode=0o755)
+        index = self._new_inode(stat.S_IFDIR, entry)
+        self._directories[index] = {}
+        self._account(_DIRECTORY_COST)
+        return index
+
+    def _set_root(self, entry: Entry) -> None:
+        if entry.kind is not Kind.DIR:
+            raise InvalidError("layer entry '/': the root is not a directory")
+        self._update_directory(_ROOT, entry)
+
+    def _update_directory(self, index: int, entry: Entry) -> None:
+        start = index * fmt.INODE_SIZE
+        self._inodes[start : start + fmt.INODE_SIZE] = self._record(
+            index, stat.S_IFDIR, entry, 0, 0
+        )
+        self._set_xattrs(index, entry)
+
+    def _set_xattrs(self, index: int, entry: Entry) -> None:
+        entries = fmt.xattr_entries(permitted_xattrs(entry, self._summary))
+        if not entries:
+            self._xattrs.pop(index, None)
+            return
+        if entries not in self._interned:
+            self._account(len(entries))
+        self._xattrs[index] = self._interned.setdefault(entries, entries)
+
+    def _account(self, size: int) -> None:
+        self._metadata += size
+        if self._metadata > self._limits.metadata:
+            raise InvalidError(
+                f"the layer's names and attributes exceed {self._limits.metadata} bytes"
+            )
+
+    def _directory(self, path: bytes) -> int:
+        """The directory at *path*, made with its parents where the archive did not say."""
+        if not path:
+            return _ROOT
+        if self._parent is not None and self._parent[0] == path:
+            return self._parent[1]
+        index = _ROOT
+        for name in path.split(b"/"):
+            children = self._directories[index]
+            child = children.get(name)
+            if child is None or child == _WHITEOUT:
+                self._summary.implied += 1
+                made = self._new_directory()
+                self._account(len(name) + _NAME_COST)
+                children[name] = made
+                if child == _WHITEOUT:  # the layer hides what was there, and has its own
+                    self._opaque.add(made)
+                child = made
+            elif child not in self._directories:
+                raise InvalidError(
+                    f"layer entry below {show(path)}: {show(name)} in its path is not a directory"
+                )
+            index = child
+        self._parent = (path, index)
+        return index
+
+    def _place(self, entry: Entry, content: Content) -> None:
+        """Make *entry* what its name is in the tree."""
+        parent, _, name = entry.path.rpartition(b"/")
+        children = self._directories[self._directory(parent)]
+        if entry.kind is Kind.HARDLINK:
+            index: int | None = self._link_target(entry)
+        elif entry.kind is Kind.DIR:
+            self._place_directory(entry, children, name)
+            return
+        else:
+            index = self._new_node(entry, content)
+        if index is None:
+            return
+        self._account(len(name) + _NAME_COST)
+        if children.get(name) in self._directories:
+            self._parent = None  # what it remembers may be gone
+        children[name] = index
+
+    def _place_directory(self, entry: Entry, children: dict[bytes, int], name: bytes) -> None:
+        existing = children.get(name)
+        if existing is not None and existing in self._directories:
+            self._update_directory(existing, entry)
+            return
+        index = self._new_directory(entry)
+        self._set_xattrs(index, entry)
+        self._account(len(name) + _NAME_COST)
+        if existing == _WHITEOUT:
+            self._opaque.add(index)
+        children[name] = index
+
+    def _hide(self, path: bytes) -> None:
+        """A whiteout: for lower layers only, so what this layer has of the name stays."""
+        parent, _, name = path.rpartition(b"/")
+        children = self._directories[self._directory(parent)]
+        existing = children.get(name)
+        self._summary.whiteouts += 1
+        if existing is None:
+            self._account(len(name) + _NAME_COST)
+            children[name] = _WHITEOUT
+        elif existing in self._directories:
+            self._opaque.add(existing)
+
+    def _link_target(self, entry: Entry) -> int:
+        index: int | None = _ROOT
+        for name in entry.linkname.split(b"/"):
+            children = self._directories.get(index) if index is not None else None
+            index = children.get(name) if children is not None else None
+        if index is None or index == _WHITEOUT:
+            raise InvalidError(
+                f"layer entry {show(entry.path)}: hard link to {show(entry.linkname)},"
+                " which the layer does not have"
+            )
+        if index in self._directories or entry.linkname.startswith(entry.path + b"/"):
+            raise InvalidError(
+                f"layer entry {show(entry.path)}: hard link to {show(entry.linkname)},"
+                " which is a directory or inside what it replaces"
+            )
+        return index
+
+    def _new_node(self, entry: Entry, content: Content) -> int | None:
+        """A node that is neither directory nor link; None for a device that is left out."""
+        format_ = _FORMATS[entry.kind]
+        match entry.kind:
+            case Kind.FILE:
+                index = self._new_file(entry, content)
+            case Kind.SYMLINK:
+                index = self._new_inode(format_, entry, size=len(entry.linkname))
+                self._account(len(entry.linkname))
+                self._targets[index] = entry.linkname
+            case Kind.CHAR | Kind.BLOCK if not self._devices:
+                self._summary.skipped_devices += 1
+                return None
+            case _:
+                number = fmt.device_number(entry.major, entry.minor)
+                index = self._new_inode(format_, entry, u=number)
+        self._set_xattrs(index, entry)
+        return index
+
+    # -- file data ------------------------------------------------------------------------
+
+    def _new_file(self, entry: Entry, content: Content) -> int:
+        self._summary.size += entry.stored
+        if entry.sparse is not None:
+            return self._new_sparse_file(entry, content)
+        blocks = self._blocks
+        start = blocks.block
+        if entry.size:
+            for chunk in content.chunks():
+                blocks.write(chunk)
+            blocks.pad()
+        return self._new_inode(stat.S_IFREG, entry, size=entry.size, u=start if entry.size else 0)
+
+    def _new_sparse_file(self, entry: Entry, content: Content) -> int:
+        """A chunk map: the holes cost four bytes each, chunks that hold anything are whole."""
+        most = _MAX_CHUNKS if entry.sparse else 1
+        bits = 0
+        while entry.size > most * fmt.BLOCK << bits and bits < 31:
+            bits += 1
+        size = fmt.BLOCK << bits
+        count = -(-entry.size // size)
+        if count > _MAX_CHUNKS:
+            raise InvalidError(f"layer entry {show(entry.path)}: its size is out of range")
+        self._account(4 * count)
+        chunks = array("I", [fmt.HOLE]) * count
+        blocks = self._blocks
+        current, filled = -1, 0
+        for offset, piece in content.pieces():
+            while len(piece):
+                chunk, within = divmod(offset, size)
+                if chunk != current:
+                    if current >= 0:
+                        blocks.zeros(size - filled)
+                    current, filled = chunk, 0
+                    chunks[chunk] = blocks.block
+                blocks.zeros(within - filled)
+                taken = min(len(piece), size - within)
+                blocks.write(piece[:taken])
+                piece = piece[taken:]
+                offset += taken
+                filled = within + taken
+        if current >= 0:
+            blocks.zeros(min(size, entry.size - current * size) - filled)
+            blocks.pad()
+        index = self._new_inode(stat.S_IFREG, entry, size=entry.size, u=bits)
+        self._chunks[index] = (bits, chunks)
+        return index
+
+
+class _Bodies(Protocol):
+    def __call__(self, index: int, /) -> bytes: ...
+
+
+class _Layout:
+    """Decides where metadata goes, and writes it. Nodes that lost their name are not visited."""
+
+    def __init__(
+        self,
+        inodes: bytearray,
+        directories: dict[int, dict[bytes, int]],
+        targets: dict[int, bytes],
+        chunks: dict[int, tuple[int, array[int]]],
+        bodies: _Bodies,
+    ) -> None:
+        self._records = inodes
+        self._directories = directories
+        self._targets = targets
+        self._chunks = chunks
+        self._bodies = bodies
+        nodes = len(inodes) // fmt.INODE_SIZE
+        self._nids = array("Q", bytes(8 * nodes))
+        self._links = array("I", bytes(4 * nodes))
+        self._order = array("I")
+        self._outside: dict[int, int] = {}  # node -> its first block outside the metadata
+        self._outside_blocks = 0
+        self._parents = {_ROOT: _ROOT}
+        self._sizes: dict[int, int] = {}  # of directories
+        self.names = 0
+
+    @property
+    def inodes(self) -> int:
+        """How many inodes there are."""
+        return len(self._order)
+
+    def write(self, blocks: _Blocks) -> tuple[int, int]:
+        """Write all; answers the root's number and the block where the metadata begins."""
+        self._assign()
+        base = blocks.block
+        meta = base + self._outside_blocks
+        start = blocks.position
+        for index in self._outside:
+            blocks.write(self._tail(index))
+            blocks.pad()
+        assert blocks.position - start == self._outside_blocks * fmt.BLOCK
+        self._write_inodes(blocks, base)
+        return self._nids[_ROOT], meta
+
+    def _assign(self) -> None:
+        """Give each node its number: breadth first, so what is listed together lies together."""
+        position = _FIRST_NID * fmt.SLOT
+        directories, links, order = self._directories, self._links, self._order
+        order.append(_ROOT)
+        links[_ROOT] = 2
+        for index in order:  # which grows
+            children = directories.get(index)
+            if children is not None:
+                children = {name: children[name] for name in sorted(children)}
+                directories[index] = children
+                self._sizes[index] = fmt.directory_size(sorted((*children, b".", b"..")))
+            position = self._allocate(index, position)
+            if children is None:
+                continue
+            self.names += len(children)
+            for child in children.values():
+                links[child] += 1
+                if child in directories:
+                    links[child] += 1  # its own "."
+                    links[index] += 1  # its ".."
+                    self._parents[child] = index
+                elif links[child] > 1:
+                    continue
+                order.append(child)
+
+    def _allocate(self, index: int, position: int) -> int:
+        """Place one inode and what lies beside it; answers where the next may go."""
+        size = fmt.INODE_SIZE + len(self._bodies(index))
+        tail = self._tail_size(index)
+        if index in self._chunks:
+            beside = 0
+            after = 4 * len(self._chunks[index][1])
+        elif tail and size + tail <= fmt.BLOCK:
+            beside, after = tail, tail
+        else:
+            beside = after = 0
+            if tail:
+                self._outside[index] = self._outside_blocks
+                self._outside_blocks += -(-tail // fmt.BLOCK)
+        together = size + beside
+        if together <= fmt.BLOCK and position % fmt.BLOCK + together > fmt.BLOCK:
+            position += -position % fmt.BLOCK  # the kernel reads inline data from one block
+        self._nids[index] = position // fmt.SLOT
+        position += size + after
+        return position + -position % fmt.SLOT
+
+    def _tail_size(self, index: int) -> int:
+        size = self._sizes.get(index)
+        return len(self._targets.get(index, b"")) if size is None else size
+
+    def _tail(self, index: int) -> bytes:
+        """A directory's or a link's content."""
+        children = self._directories.get(index)
+        if children is None:
+            return self._targets[index]
+        nids, records = self._nids, self._records
+        listing = [
+            (name, nids[child], _FILE_TYPES[records[child * fmt.INODE_SIZE + 5] >> 4])
+            for name, child in children.items()
+        ]
+        listing.append((b".", nids[index], 2))
+        listing.append((b"..", nids[self._parents[index]], 2))
+        listing.sort()
+        return fmt.directory(listing)
+
+    def _write_inodes(self, blocks: _Blocks, base: int) -> None:
+        start = blocks.position
+        for index in self._order:
+            position = self._nids[index] * fmt.SLOT
+            blocks.zeros(position - (blocks.position - start))
+            body = self._bodies(index)
+            blocks.write(self._final_record(index, body, base))
+            if body:
+                blocks.write(body)
+            if index in self._chunks:
+                blocks.write(self._chunks[index][1].tobytes())
+            elif self._is_inline(index):
+                blocks.write(self._tail(index))
+
+    def _is_inline(self, index: int) -> bool:
+        return index not in self._outside and (index in self._directories or index in self._targets)
+
+    def _final_record(self, index: int, body: bytes, base: int) -> bytes:
+        start = index * fmt.INODE_SIZE
+        fields = list(fmt.INODE.unpack_from(self._records, start))
+        layout = fmt.LAYOUT_PLAIN
+        if index in self._chunks:
+            layout = fmt.LAYOUT_CHUNKS
+        elif self._is_inline(index):
+            layout = fmt.LAYOUT_INLINE
+        elif index in self._outside:
+            fields[5] = base + self._outside[index]
+        fields[0] = _EXTENDED | layout << 1
+        fields[1] = fmt.xattr_count(body)
+        if index in self._directories:
+            fields[4] = self._sizes[index]
+        fields[11] = self._links[index]
+        return fmt.INODE.pack(*fields)
+
+
+def convert(
+    entries: Iterable[tuple[Entry, Content]] | Iterator[tuple[Entry, Content]],
+    out: Output,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    userxattr: bool = False,
+    devices: bool = True,
+) -> LayerSummary:
+    """Write the layer that `tar.read` gives as *entries* to *out*, an empty file.
+
+    *userxattr* marks opaque directories for overlayfs mounts with that option; without *devices*,
+    device nodes are left out and counted. InvalidError names the entry that cannot be in a layer.
+    """
+    writer = ErofsWriter(out, limits=limits, userxattr=userxattr, devices=devices)
+    for entry, content in entries:
+        writer.add(entry, content)
+    return writer.finish()
