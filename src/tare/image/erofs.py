@@ -174,6 +174,11 @@ class ErofsWriter:
             case Meaning.ENTRY:
                 self._place(entry, content)
 
+    @property
+    def position(self) -> int:
+        """Where in the output the data of the next file goes, whole if it is not sparse."""
+        return self._blocks.position
+
     def finish(self) -> LayerSummary:
         """Write the metadata and the superblock; the output is then complete, but not synced."""
         layout = _Layout(self._inodes, self._directories, self._targets, self._chunks, self._bodies)

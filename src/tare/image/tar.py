@@ -75,6 +75,11 @@ class Content:
         self._entry = entry
         self._buffer = b""
 
+    @property
+    def offset(self) -> int:
+        """Where in the archive the data that is not yet read begins."""
+        return self._reader.offset
+
     def chunks(self) -> Iterator[memoryview]:
         """The data as the archive holds it: a sparse file's without its holes."""
         return self._reader.chunks()

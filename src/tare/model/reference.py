@@ -52,7 +52,7 @@ class Reference:
         """Read a name in its short or its full form; InvalidError in Docker's words."""
         shown = text if len(text) <= 200 else text[:197] + "..."
         if len(text) > _TEXT_MAX or not text.isascii():
-            raise InvalidError(f"invalid reference format: {ascii(shown)}")
+            raise InvalidError(f"invalid reference format: {shown!a}")
         if _IDENTIFIER.fullmatch(text):
             raise InvalidError(
                 f"invalid repository name ({text}), cannot specify 64-byte hexadecimal strings"
@@ -65,7 +65,7 @@ class Reference:
             )
         match = _REFERENCE.fullmatch(f"{domain}/{rest}")
         if match is None or match[1] is None:
-            raise InvalidError(f"invalid reference format: {ascii(shown)}")
+            raise InvalidError(f"invalid reference format: {shown!a}")
         if len(match[2]) > _NAME_MAX:
             raise InvalidError("repository name must not be more than 255 characters")
         digest = None if match[4] is None else _digest(match[4])
@@ -105,7 +105,7 @@ class Reference:
     def with_tag(self, tag: str) -> Self:
         """The same repository's *tag*; InvalidError when that is none."""
         if not _TAG_ONLY.fullmatch(tag):
-            raise InvalidError(f"invalid tag format: {ascii(tag[:200])}")
+            raise InvalidError(f"invalid tag format: {tag[:200]!a}")
         return replace(self, tag=tag, digest=None)
 
     def with_digest(self, digest: Digest) -> Self:
