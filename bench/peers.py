@@ -34,6 +34,7 @@ from harness import images
 ROOT: Final = Path(__file__).resolve().parent.parent
 _CLONE_NEWNS: Final = 0x00020000
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_CGROUPS: Final = Path("/sys/fs/cgroup")
 _MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x4000, 0x40000, 2
 
 # ulimits: raising them needs CAP_SYS_RESOURCE, which a host may lack; none by default is fair to
@@ -160,6 +161,33 @@ def _remove_containers(engine: Engine) -> None:
         api.close()
 
 
+def _end_processes(mark: str) -> None:
+    """Kill what an engine left running (podman's monitors of exec stay for five minutes).
+
+    *mark* is the engine's own temporary directory, so nobody else's process carries it.
+    """
+    for pid in Engine("", "", [], mark).pids():
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _cgroups_removed(name: str) -> Iterator[None]:
+    """Remove the peer's own top cgroup afterwards, unless the host had it before."""
+    tops = [Path(base) / name for base in _CGROUPS.iterdir() if base.is_dir()]
+    fresh = [top for top in tops if not top.exists()]
+    yield
+    end = time.monotonic() + 5
+    while any(top.exists() for top in fresh) and time.monotonic() < end:
+        # One that was killed keeps its cgroup until it is reaped.
+        reap_orphans()
+        for top in fresh:
+            for directory, _, _ in os.walk(top, topdown=False):
+                with contextlib.suppress(OSError):
+                    Path(directory).rmdir()
+        time.sleep(0.02)
+
+
 def _unmount_below(directory: Path) -> None:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     points = [line.split(" ")[4] for line in lines]
@@ -188,8 +216,9 @@ def docker(directory: Path, archive: Path) -> Iterator[Engine]:
         f'version = 2\nroot = "{base}/containerd"\nstate = "{base}/containerd-run"\n'
         f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "{containerd}"\n'
     )
-    with contextlib.ExitStack() as stack:
+    with _cgroups_removed("docker"), contextlib.ExitStack() as stack:
         stack.callback(_unmount_below, base)
+        stack.callback(_end_processes, str(base))
         below = Daemon(
             ["containerd", "--config", str(config)], base / "containerd.log", {"PATH": search}
         ) if shutil.which("containerd", path=search) else None  # fmt: skip
@@ -230,8 +259,9 @@ def podman(directory: Path, archive: Path) -> Iterator[Engine]:
                f"{base}/tmp", "--storage-driver", "overlay", "--runtime", runtime]  # fmt: skip
     environment = {"CONTAINERS_CONF": f"{base}/containers.conf"}
     endpoint = base / "podman.sock"
-    with contextlib.ExitStack() as stack:
+    with _cgroups_removed("libpod_parent"), contextlib.ExitStack() as stack:
         stack.callback(_unmount_below, base)
+        stack.callback(_end_processes, str(base))
         engine = Engine("podman", str(endpoint), command, str(base), environment)
         engine.cli("load", "--quiet", "--input", str(archive))
         serve = [*command, "system", "service", "--time=0", f"unix://{endpoint}"]
@@ -265,7 +295,7 @@ def tare(directory: Path, archive: Path) -> Iterator[Engine]:
         "TARE_CGROUP_PARENT": f"tare-bench-{os.getpid()}",
     }
     endpoint = base / "run/tare.sock"
-    with contextlib.ExitStack() as stack:
+    with _cgroups_removed(environment["TARE_CGROUP_PARENT"]), contextlib.ExitStack() as stack:
         stack.callback(_unmount_below, base)
         stack.callback(_stop_keeper, base / "run/keeper.pid", str(base))
         daemon = Daemon([str(ROOT / ".venv/bin/tared")], base / "daemon.log", environment)
