@@ -311,8 +311,6 @@ class ErofsWriter:
         if index is None:
             return
         self._account(len(name) + _NAME_COST)
-        if children.get(name) in self._directories:
-            self._parent = None  # what it remembers may be gone
         children[name] = index
 
     def _place_directory(self, entry: Entry, children: dict[bytes, int], name: bytes) -> None:

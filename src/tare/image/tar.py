@@ -8,8 +8,8 @@ Not for: what an entry of a *layer* means (``whiteout``), putting entries anywhe
 ``extract``), or compression (``compress``). Archives are written by `TarWriter`, in ``tar_writer``.
 
 Where readers of tar differ, and an attacker could show two trees in one archive, this one refuses
-(a global header that renames, a lone zero block) or does as Go's archive/tar, by which the images
-were made: links, directories and devices never have data; GNU long names win over PAX ones.
+(a global header that renames, a lone zero
+block, pieces of a sparse file that are no whole blocks) or does as Go's archive/tar, by which the images were made: links, directories and devices never have data; GNU long names win over PAX ones.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ class _Parser:
             raise InvalidError(f"archive is truncated inside the header at byte {source.offset}")
         if block == _ZERO_BLOCK:
             second = source.take(BLOCK)
-            if second and second != _ZERO_BLOCK:
+            if second.strip(b"\0"):
                 raise InvalidError(
                     f"archive goes on after a zero block at byte {source.offset - BLOCK}"
                 )
@@ -443,6 +443,9 @@ class _Parser:
         for offset, length in segments:
             if offset < position or offset + length > size:
                 raise InvalidError(f"archive entry {show(name)}: its sparse map is inconsistent")
+            # GNU tar pads every piece to a block, other readers none: only the last may be odd.
+            if total % BLOCK and length:
+                raise InvalidError(f"archive entry {show(name)}: its sparse map is not in blocks")
             position = offset + length
             total += length
         if total != stored or size >= 1 << 63:

@@ -142,8 +142,13 @@ def _sparse_prefix(entry: Entry) -> bytes:
     """The map of GNU's format 1.0, in whole blocks."""
     if entry.sparse is None:
         return b""
-    lines = [b"%d\n" % len(entry.sparse)]
-    lines += [b"%d\n%d\n" % piece for piece in entry.sparse]
+    pieces = entry.sparse
+    if any(length % _BLOCK for _, length in pieces[:-1]):
+        raise ValueError("only the last piece of a sparse file may be no whole blocks")
+    if not pieces or sum(pieces[-1]) < entry.size:
+        pieces = (*pieces, (entry.size, 0))  # GNU tar ends the file where its last piece ends
+    lines = [b"%d\n" % len(pieces)]
+    lines += [b"%d\n%d\n" % piece for piece in pieces]
     text = b"".join(lines)
     return text + bytes(-len(text) % _BLOCK)
 
