@@ -90,9 +90,9 @@ def members(directory: str) -> list[int]:
     return found
 
 
-def remove_tree(directory: str) -> None:
+def remove_tree(directory: str, *, patient: bool = True) -> None:
     """rmdir(2) the group and those below it; OSError(EBUSY) if processes stay in them."""
-    for pause in _PATIENCE:
+    for pause in _PATIENCE if patient else _PATIENCE[:2]:
         if pause:
             time.sleep(pause)
         try:

@@ -178,7 +178,8 @@ class GroupV1(Group):
         failed: OSError | None = None
         for directory in (*self._eager, *self._lazy):
             try:
-                remove_tree(directory)
+                # Once waited for in vain, the same processes are not waited for again.
+                remove_tree(directory, patient=failed is None)
             except OSError as error:
                 failed = error
         if self._v2 is not None:
@@ -511,7 +512,10 @@ class GroupV1(Group):
             usage=usage,
             limit=cs.parse_limit(self._get("memory", "memory.limit_in_bytes")),
             max_usage=cs.parse_number(self._get("memory", "memory.max_usage_in_bytes")),
-            failcnt=cs.parse_number(self._get("memory", "memory.failcnt")),
+            # The sum is charged first: where both limits are equal only its counter moves, and
+            # since about Linux 6.13 not even that.
+            failcnt=cs.parse_number(self._get("memory", "memory.failcnt"))
+            + cs.parse_number(self._get("memory", "memory.memsw.failcnt")),
             cache=raw.get("total_cache", 0),
             rss=raw.get("total_rss", 0),
             inactive_file=raw.get("total_inactive_file", 0),
