@@ -42,7 +42,8 @@ class Watch:
 
     def __init__(self) -> None:
         # Short: the path of a unix socket has 107 bytes.  0755: an engine without root enters it.
-        self.directory = Path(tempfile.mkdtemp(prefix="tt-", dir="/var/tmp"))
+        _sweep()
+        self.directory = Path(tempfile.mkdtemp(prefix=f"tt-{os.getpid()}-", dir="/var/tmp"))
         self.directory.chmod(0o755)
         self.canary = canaries.plant(Path("/run") if os.access("/run", os.W_OK) else self.directory)
         self._host = canaries.Canaries(self.canary, self.directory)
@@ -83,6 +84,18 @@ class Watch:
                         os.kill(int(words[0]), signal.SIGTERM)
                 except (OSError, ValueError, IndexError):
                     continue
+
+
+def _sweep() -> None:
+    # What sessions that were killed could not remove: theirs by name, and nobody has that pid.
+    for path in [*Path("/run").glob("tare-canary-*"), *Path("/var/tmp").glob("tt-*-*")]:
+        pid = path.name.removeprefix("tare-canary-").removeprefix("tt-").partition("-")[0]
+        if not pid.isdigit() or Path(f"/proc/{pid}").exists() or canaries.mounts_below(path):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @pytest.hookimpl(tryfirst=True)
