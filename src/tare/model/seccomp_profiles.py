@@ -218,9 +218,8 @@ def _netlink(*, route_only: bool) -> list[Rule]:
     that the kernel has no audit; EPERM would end a login. The comparisons exclude each other, so
     that the rules mean the same to libseccomp, which has no order.
     """
-    netlink = _equal(0, FAMILIES["netlink"])
-    audit, other = _equal(2, _NETLINK_AUDIT), Comparison(2, Op.NE, _NETLINK_AUDIT)
-    rest = _equal(2, _NETLINK_ROUTE) if route_only else other
+    netlink, audit = _equal(0, FAMILIES["netlink"]), _equal(2, _NETLINK_AUDIT)
+    rest = _equal(2, _NETLINK_ROUTE) if route_only else Comparison(2, Op.NE, _NETLINK_AUDIT)
     writer = _caps("AUDIT_WRITE")
     return [
         _allow("socket", netlink, rest),
@@ -232,14 +231,15 @@ def _netlink(*, route_only: bool) -> list[Rule]:
 def _sockets(families: tuple[int, ...], *, hardened: bool) -> list[Rule]:
     """Rules for socket(2) and socketpair(2), which both create sockets of their family."""
     netlink, packet = FAMILIES["netlink"], FAMILIES["packet"]
-    rules = _netlink(route_only=hardened and netlink not in families)
+    rules: list[Rule] = []
     everyones = {FAMILIES[name] for name in _EVERYONES}
     for family in sorted(everyones.union(families)):
         needs_raw = hardened and family == packet and family not in families
         condition = _caps("NET_RAW") if needs_raw else _ALWAYS
         names = "socketpair" if family == netlink else "socket socketpair"
         rules.append(_allow(names, _equal(0, family), includes=condition))
-    return rules
+    # Last: libseccomp refuses a second verdict for socket(2) of i386 before the others are there.
+    return rules + _netlink(route_only=hardened and netlink not in families)
 
 
 def _by_arguments(families: tuple[int, ...], *, hardened: bool) -> list[Rule]:
