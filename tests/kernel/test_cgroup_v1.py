@@ -211,6 +211,29 @@ def test_a_group_in_use_is_not_made_again(layout: Layout, group: Group) -> None:
         assert group.pids() == [child]
 
 
+def test_a_group_that_cannot_be_made_everywhere_is_made_nowhere(
+    layout: Layout, parent: str
+) -> None:
+    pids, memory = layout.v1("pids"), layout.v1("memory")
+    assert pids is not None
+    assert memory is not None
+    taken = f"{pids.base}{parent}/taken"
+    os.makedirs(taken)
+    child = os.fork()
+    if child == 0:
+        forever()
+    try:
+        Path(taken, "cgroup.procs").write_text(str(child))
+        with pytest.raises(FileExistsError, match="in use"):
+            layout.group(f"{parent}/taken").create()
+        elsewhere = os.path.exists(f"{memory.base}{parent}/taken")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+    assert not elsewhere
+
+
 def test_a_group_is_made_although_its_parent_was_removed_meanwhile(
     layout: Layout, parent: str, group: Group
 ) -> None:
@@ -632,6 +655,44 @@ def test_a_fork_bomb_is_killed_whole(group: Group) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(reaper, 0)[1]) == 0
     os.close(reader)
     group.remove()
+
+
+def test_without_any_freezer_a_fork_bomb_is_still_outrun(layout: Layout, group: Group) -> None:
+    if layout.unified is not None:
+        pytest.skip("version 2 kills by itself")
+    bare = replace(
+        layout, hierarchies=tuple(h for h in layout.hierarchies if "freezer" not in h.controllers)
+    )
+    group = bare.group(group.path)
+
+    test_a_fork_bomb_is_killed_whole(group)
+
+
+def test_the_version_2_directory_can_be_opened_for_clone3(layout: Layout, group: Group) -> None:
+    directory = group.open_directory()
+    if layout.unified is None:
+        assert directory is None
+        return
+    assert directory is not None
+    try:
+        assert os.path.samestat(os.fstat(directory), os.stat(layout.unified.base + group.path))
+    finally:
+        os.close(directory)
+
+
+def test_a_user_with_version_2_alone_has_its_members_and_kill(layout: Layout, group: Group) -> None:
+    if layout.unified is None:
+        pytest.skip("about the version 2 part")
+    read_only = tuple(replace(h, writable=False) for h in layout.hierarchies)
+    own = replace(layout, hierarchies=read_only, privileged=False).group(group.path)
+
+    with process_in(group, forever) as child:
+        members = own.pids()
+        own.kill()
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    assert members == [child]
+    assert code == -signal.SIGKILL
 
 
 def test_a_process_only_in_version_1_is_killed_too(layout: Layout, group: Group) -> None:

@@ -28,6 +28,7 @@ from tare.kernel.cgroup import (
     detect,
 )
 from tare.kernel.cgroup_v2 import GroupV2, io_weight_of, weight_of_shares
+from tare.kernel.process import spawn
 
 MIB = 1 << 20
 ALL = frozenset({"cpu", "cpuset", "io", "memory", "pids", "hugetlb"})
@@ -369,6 +370,24 @@ def test_without_cgroup_kill_each_process_is_killed(
 
     assert code == -signal.SIGKILL
     assert not group.frozen()
+
+
+def test_a_child_is_born_in_the_directory(group: GroupV2) -> None:
+    directory = group.open_directory()
+    assert directory is not None
+    try:
+        child, pidfd = spawn(0, cgroup=directory)
+        if child == 0:
+            while True:
+                signal.pause()
+        os.close(pidfd)
+        members = group.pids()
+    finally:
+        os.close(directory)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+    assert members == [child]
 
 
 def test_the_real_tree_nests_and_is_removed_from_below(

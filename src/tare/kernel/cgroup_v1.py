@@ -219,15 +219,19 @@ class GroupV1(Group):
             finally:
                 os.close(descriptor)
 
-    def _primary(self) -> str:
+    def _primary(self) -> str | None:
+        """The directory that tells the members: one that every process of the group is in."""
         for controller in ("pids", "memory", "freezer", "cpu"):
             if controller in self._trees:
                 return self._trees[controller].base + self.path
-        return self._eager[0] if self._eager else self._lazy[0]
+        return self._eager[0] if self._eager else None
 
     def pids(self) -> list[int]:
         """Processes of the group and of those below."""
-        return members(self._primary())
+        directory = self._primary()
+        if directory is None:  # a user may have been given the version 2 tree alone
+            return [] if self._v2 is None else self._v2.pids()
+        return members(directory)
 
     def kill(self) -> None:
         """By version 2 where mounted, else frozen and one by one; then whoever was not in it."""
@@ -236,15 +240,18 @@ class GroupV1(Group):
             # A process that a crash left half joined is in version 1 only.
             kill_members(self.pids)
             return
-        directory = self._directory("freezer")
+        freezer = self._trees.get("freezer")
         killed: set[int] = set()
         for _ in range(_ROUNDS):
             if killed.issuperset(self.pids()):
                 return
+            if freezer is None:
+                killed |= kill_members(self.pids)
+                continue
             # Frozen, nothing forks or exits; thawed, it dies. A process that will not freeze
             # (in an uninterruptible wait) is killed all the same, and the rest looked at again.
             with contextlib.suppress(TimeoutError, FileNotFoundError):
-                self._set_frozen(directory, timeout=0.1)
+                self._set_frozen(freezer.base + self.path, timeout=0.1)
             killed |= kill_members(self.pids)
             with contextlib.suppress(FileNotFoundError):
                 self.thaw()
