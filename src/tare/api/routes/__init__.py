@@ -1,0 +1,24 @@
+"""The handlers, a module for each noun of the API."""
+
+from __future__ import annotations
+
+from tare.api.routes import (
+    absent,
+    archives,
+    containers,
+    execs,
+    images,
+    observe,
+    own,
+    streaming,
+    system,
+)
+from tare.api.routing import Routes
+
+
+def install(routes: Routes) -> None:
+    """Add every path of the API to *routes*."""
+    for noun in (
+        absent, archives, containers, execs, images, observe, own, streaming, system,
+    ):  # fmt: skip
+        noun.install(routes)
