@@ -122,7 +122,7 @@ def operators() -> Profile:
         "mincore": ("LT", 5),
         "lseek": ("GT", 5),
     }
-    rules = [
+    rules: list[dict[str, object]] = [
         {
             "names": [name],
             "action": "SCMP_ACT_ALLOW",
@@ -144,32 +144,14 @@ def operators() -> Profile:
 
 
 EDGES = (
-    0,
-    1,
-    2,
-    4,
-    5,
-    6,
-    8,
-    16,
-    17,
-    29,
-    31,
-    38,
-    39,
-    40,
-    41,
-    0x5411,
-    0x5412,
-    0x5413,
-    0x541C,
-    0x541D,
+    *(0, 1, 2, 4, 5, 6, 8, 16, 17, 29, 31, 38, 39, 40, 41),
+    *(0x5411, 0x5412, 0x5413, 0x541C, 0x541D),
+    *(0x20000, 0x20008, 0x10000011, 0x7D0F00, 2**32 - 1),
 )
-EDGES += (0x20000, 0x20008, 0x10000011, 0x7D0F00, 2**32 - 1)
 WIDE = (2**32, 2**32 + 4, 2**32 + 5, 2**32 + 6, 2**33 + 5, 2**33 + 6, 2**64 - 1)
 ARGUMENTS = [
     *((value, value, 9) for value in EDGES),
-    *((value, value, 0) for value in EDGES + WIDE),
+    *((value, value, 0) for value in (*EDGES, *WIDE)),
 ]
 
 
