@@ -204,7 +204,8 @@ class Leftovers:
             f"{base}/{name}"
             for base in self._DIRECTORIES
             for name in _names(base)
-            if name.startswith("tare")
+            # Another session's canary is its own affair.
+            if name.startswith("tare") and not name.startswith("tare-canary-")
         )
 
 
