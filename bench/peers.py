@@ -231,7 +231,7 @@ def docker(directory: Path, archive: Path) -> Iterator[Engine]:
              "--data-root", str(base / "data"), "--exec-root", str(base / "exec"),
              "--pidfile", str(base / "docker.pid"), "--config-file", str(base / "daemon.json"),
              "--exec-opt", "native.cgroupdriver=cgroupfs", "--storage-driver", "overlay2",
-             "--bridge", "none", "--iptables=false", "--ip6tables=false"],
+             "--bridge", "none", "--ip-forward=false", "--iptables=false", "--ip6tables=false"],
             base / "dockerd.log", {"PATH": search},
         )  # fmt: skip
         stack.callback(daemon.stop)
