@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Node(NamedTuple):
-    """What can be seen of one name; directories without size and links, which file systems choose."""
+    """What can be seen of a name; for directories no size and links, which file systems choose."""
 
     kind: str
     mode: int

@@ -2,8 +2,9 @@
 
 File data goes straight to the output as it comes; names, attributes and the tree stay in memory,
 compactly, and are written behind the data at the end. The result is an overlayfs layer: whiteouts
-are character devices 0:0, opaque directories carry overlayfs's attribute. The same archive gives
-the same bytes.
+are character devices 0:0, opaque directories carry overlayfs's attribute. A directory that holds
+whiteouts carries its ``origin`` attribute, empty: without it overlayfs lists them as files where no
+lower layer has that directory. The same archive gives the same bytes.
 
 ::
 
@@ -135,9 +136,9 @@ class ErofsWriter:
         self._out = out
         self._limits = limits
         self._devices = devices
-        self._opaque_entry = fmt.xattr_entries(
-            {b"user.overlay.opaque" if userxattr else b"trusted.overlay.opaque": b"y"}
-        )
+        overlay = b"user.overlay." if userxattr else b"trusted.overlay."
+        self._opaque_mark = fmt.xattr_entries({overlay + b"opaque": b"y"})
+        self._origin_mark = fmt.xattr_entries({overlay + b"origin": b""})
         self._blocks = _Blocks(out, limits.total + limits.metadata)
         self._blocks.zeros(fmt.BLOCK)
         # One finished inode record a node, but for what only the layout knows.
@@ -148,6 +149,7 @@ class ErofsWriter:
         self._interned: dict[bytes, bytes] = {}
         self._chunks: dict[int, tuple[int, array[int]]] = {}
         self._opaque: set[int] = set()
+        self._hiding: set[int] = set()  # directories that hold whiteouts
         self._parent: tuple[bytes, int] | None = None
         self._metadata = 0
         self._added = 0
@@ -181,6 +183,7 @@ class ErofsWriter:
 
     def finish(self) -> LayerSummary:
         """Write the metadata and the superblock; the output is then complete, but not synced."""
+        self._settle_whiteouts()
         layout = _Layout(self._inodes, self._directories, self._targets, self._chunks, self._bodies)
         self._blocks.pad()
         root_nid, meta_block = layout.write(self._blocks)
@@ -201,11 +204,21 @@ class ErofsWriter:
         summary.written = blocks * fmt.BLOCK
         return summary
 
+    def _settle_whiteouts(self) -> None:
+        """Drop whiteouts where nothing shows through: overlayfs would list them as files."""
+        for index in self._hiding & self._opaque:
+            children = self._directories[index]
+            for name in [name for name, child in children.items() if child == _WHITEOUT]:
+                del children[name]
+        self._hiding -= self._opaque
+
     def _bodies(self, index: int) -> bytes:
         """The extended attributes of a node."""
         entries = self._xattrs.get(index, b"")
         if index in self._opaque:
-            entries += self._opaque_entry
+            entries += self._opaque_mark
+        if index in self._hiding:
+            entries += self._origin_mark
         return fmt.xattr_body(entries)
 
     # -- the tree -------------------------------------------------------------------------
@@ -328,12 +341,14 @@ class ErofsWriter:
     def _hide(self, path: bytes) -> None:
         """A whiteout: for lower layers only, so what this layer has of the name stays."""
         parent, _, name = path.rpartition(b"/")
-        children = self._directories[self._directory(parent)]
+        directory = self._directory(parent)
+        children = self._directories[directory]
         existing = children.get(name)
         self._summary.whiteouts += 1
         if existing is None:
             self._account(len(name) + _NAME_COST)
             children[name] = _WHITEOUT
+            self._hiding.add(directory)
         elif existing in self._directories:
             self._opaque.add(existing)
 

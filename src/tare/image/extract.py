@@ -260,21 +260,28 @@ class Extractor:
                 os.close(directory)
 
     def _make_whiteout(self, parent: int, name: bytes) -> None:
+        if self._opaque_mark(parent) == b"y":
+            return  # nothing shows through there, and overlayfs would list it as a file
         if not self._whiteouts_by_xattr:
             try:
                 os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
             except PermissionError:
                 self._whiteouts_by_xattr = True
             else:
+                self._mark_hiding(parent)
                 return
-        if self._opaque_mark(parent) == b"y":
-            return  # nothing shows through there, and overlayfs would take the file for a file
         file = os.open(name, _CREATE, 0, dir_fd=parent)
         try:
             os.setxattr(file, self._overlay + "whiteout", b"y")
         finally:
             os.close(file)
         os.setxattr(parent, self._overlay + "opaque", b"x")
+        self._mark_hiding(parent)
+
+    def _mark_hiding(self, directory: int) -> None:
+        """As the EROFS writer does; it only changes what a listing shows, so it may fail."""
+        with contextlib.suppress(OSError):
+            os.setxattr(directory, self._overlay + "origin", b"")
 
     def _opaque_mark(self, directory: int) -> bytes:
         try:
@@ -283,11 +290,14 @@ class Extractor:
             return b""
 
     def _set_opaque(self, directory: int) -> None:
-        if self._whiteouts_by_xattr and self._opaque_mark(directory) == b"x":
-            for entry in os.listdir(directory):
-                name = os.fsencode(entry)
-                if self._is_whiteout(directory, name):
-                    os.unlink(name, dir_fd=directory)
+        if self._opaque_mark(directory) == b"y":
+            return
+        for entry in os.listdir(directory):
+            name = os.fsencode(entry)
+            if self._is_whiteout(directory, name):
+                os.unlink(name, dir_fd=directory)
+        with contextlib.suppress(OSError):
+            os.removexattr(directory, self._overlay + "origin")
         os.setxattr(directory, self._overlay + "opaque", b"y")
 
     # -- everything else ------------------------------------------------------------------

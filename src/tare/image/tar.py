@@ -8,8 +8,9 @@ Not for: what an entry of a *layer* means (``whiteout``), putting entries anywhe
 ``extract``), or compression (``compress``). Archives are written by `TarWriter`, in ``tar_writer``.
 
 Where readers of tar differ, and an attacker could show two trees in one archive, this one refuses
-(a global header that renames, a lone zero
-block, pieces of a sparse file that are no whole blocks) or does as Go's archive/tar, by which the images were made: links, directories and devices never have data; GNU long names win over PAX ones.
+(a global header that renames, a lone zero block, pieces of a sparse file that are no whole blocks)
+or does as Go's archive/tar, by which the images were made: links, directories and devices never
+have data; GNU long names win over PAX ones.
 """
 
 from __future__ import annotations
