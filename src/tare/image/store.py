@@ -1,0 +1,595 @@
+"""The images of one engine: names, configurations and layers, kept together and kept true.
+
+::
+
+    STATE/blobs/       configurations (``blobs``)
+    STATE/layers/      layers (``layers``)
+    STATE/images.db    names and what belongs to what (``index``)
+
+The rule that makes it safe: content is on disk, whole and verified, before the index names it, and
+the index forgets it before it is deleted. A crash at any point leaves content that nothing names,
+which `ImageStore.recover` deletes. What a running operation has added but not yet named is leased.
+
+One process owns a store; its threads may all use it. Not for: registries, mounts, containers; who
+uses an image is told by the caller (``in_use``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from tare.errors import ConflictError, FailedError, InvalidError, MissingError
+from tare.image import archive, importing
+from tare.image.blobs import Blobs
+from tare.image.entry import ByteSource
+from tare.image.index import Index, Lease, Row
+from tare.image.layers import LayerInfo, Layers
+from tare.image.tar_writer import ByteSink
+from tare.model import oci
+from tare.model.digest import Digest
+from tare.model.oci import Descriptor, History, ImageConfig
+from tare.model.reference import Reference
+
+InUse = Callable[[Digest], list[str]]
+Progress = Callable[[str], None]
+
+_HEX: Final = re.compile("[0-9a-f]{1,64}")
+_ID_SHOWN: Final = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An image as it is now. ``tags`` and ``digests`` are familiar names, sorted."""
+
+    id: Digest
+    config: ImageConfig
+    layers: tuple[Digest, ...]
+    tags: tuple[str, ...]
+    digests: tuple[str, ...]
+    size: int
+    created_ns: int
+    parent: Digest | None = None
+    added_ns: int = 0
+
+    @property
+    def short_id(self) -> str:
+        """What people see of its id."""
+        return self.id.hex[:_ID_SHOWN]
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What a removal did: ``untagged`` a name, or ``deleted`` an image by its id."""
+
+    kind: str
+    name: str
+
+
+def _unused(_: Digest) -> list[str]:
+    return []
+
+
+# In the class below, the name "list" is the method of the contract.
+Images = list[Image]
+Steps = list[tuple[History, int]]
+Paths = list[Path]
+Names = list[str]
+Removals = list[Removed]
+_Digests = list[Digest]
+
+
+class ImageStore:
+    """The images below *state_dir*, extracted or as EROFS files."""
+
+    def __init__(self, state_dir: Path, *, extract: bool) -> None:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._blobs = Blobs(state_dir / "blobs")
+        self._layers = Layers(state_dir / "layers", extract=extract)
+        self._index = Index(state_dir / "images.db")
+        self._loose = self._index.permanent_lease()
+        self._configs: dict[Digest, ImageConfig] = {}
+
+    def close(self) -> None:
+        """Close the index; nothing else is open."""
+        self._index.close()
+
+    def recover(self) -> None:
+        """Make true again what a crash interrupted: call it once, before anything else."""
+        with self._index.lock:
+            for row in self._index.all():
+                if not self._whole(row):
+                    self._index.remove(row.id)
+            rows = self._index.all()
+            self._blobs.recover({row.id for row in rows})
+            self._layers.recover()
+            self._collect(self._layers.all())
+
+    def _whole(self, row: Row) -> bool:
+        try:
+            self._config(row.id)
+        except (MissingError, FailedError, InvalidError):
+            return False
+        return all(layer in self._layers for layer in row.layers)
+
+    # -- finding ----------------------------------------------------------------------------
+
+    def get(self, reference_or_id: str) -> Image:
+        """An image by its name, its id or an unambiguous beginning of it; else MissingError."""
+        row = self._index.get(self._resolve(reference_or_id)[0])
+        if row is None:
+            raise _missing(reference_or_id)
+        return self._image(row)
+
+    def list(self) -> Images:
+        """Every image, the newest first."""
+        images = [self._image(row) for row in self._index.all()]
+        return sorted(images, key=lambda image: (-image.created_ns, image.id))
+
+    def history(self, reference_or_id: str) -> Steps:
+        """How the image came to be, oldest first, with what each step's layer weighs."""
+        image = self.get(reference_or_id)
+        layers = iter(image.layers)
+        steps = []
+        for step in image.config.history:
+            layer = None if step.empty_layer else next(layers, None)
+            steps.append((step, self._layers.get(layer).size if layer is not None else 0))
+        return steps
+
+    def layer_paths(self, image: Image) -> Paths:
+        """What to mount, bottom first: EROFS files, or directories.
+
+        Layers that one above them hides entirely are left out: overlayfs has no mark for that.
+        """
+        infos = [self._layers.get(layer) for layer in image.layers]
+        hidden = max((i for i, info in enumerate(infos) if info.opaque_root), default=0)
+        return [info.path for info in infos[hidden:]]
+
+    def layer(self, diff_id: Digest) -> LayerInfo:
+        """A layer by its diff_id; else MissingError."""
+        return self._layers.get(diff_id)
+
+    def highest_id(self, image: Image) -> int:
+        """The largest uid or gid in the image: what a user namespace must map."""
+        return max((self._layers.get(layer).max_id for layer in image.layers), default=0)
+
+    def _resolve(self, text: str) -> tuple[Digest, Reference | None]:
+        """What *text* means, and the name by which it was found."""
+        if text.startswith("sha256:"):
+            prefix = text.removeprefix("sha256:")
+            if _HEX.fullmatch(prefix) and (found := self._by_prefix(prefix, text)):
+                return found, None
+            raise _missing(text)
+        with contextlib.suppress(InvalidError):
+            name = Reference.parse(text).with_default_tag()
+            if name.digest is not None:
+                name = name.with_digest(name.digest)
+            if (id := self._index.find(name)) is not None:
+                return id, name
+        if _HEX.fullmatch(text) and (found := self._by_prefix(text, text)):
+            return found, None
+        raise _missing(text)
+
+    def _by_prefix(self, prefix: str, text: str) -> Digest | None:
+        ids = self._index.by_prefix(prefix)
+        if len(ids) > 1:
+            raise InvalidError(f"the id {text} is ambiguous", hint="type more of it")
+        return ids[0] if ids else None
+
+    def _config(self, id: Digest) -> ImageConfig:
+        config = self._configs.get(id)
+        if config is None:
+            config = self._configs[id] = ImageConfig.parse(self._blobs.get(id))
+        return config
+
+    def _image(self, row: Row) -> Image:
+        config = self._config(row.id)
+        return Image(
+            id=row.id,
+            config=config,
+            layers=row.layers,
+            tags=tuple(n.familiar for n in row.names if n.digest is None),
+            digests=tuple(n.familiar for n in row.names if n.digest is not None),
+            size=row.size,
+            created_ns=parse_time(config.created) or 0,
+            parent=row.parent,
+            added_ns=row.added_ns,
+        )
+
+    # -- adding -----------------------------------------------------------------------------
+
+    def lease(self) -> AbstractContextManager[Lease]:
+        """While the lease is held, layers that are added or pinned with it are not collected."""
+        return self._index.lease()
+
+    def add_layer(
+        self,
+        stream: ByteSource,
+        *,
+        diff_id: Digest | None = None,
+        blob: Descriptor | None = None,
+        lease: Lease | None = None,
+    ) -> LayerInfo:
+        """Make a layer of an archive, plain or compressed, verified against what is given.
+
+        It is kept while *lease* lasts, or as long as this process runs, or an image has it.
+        """
+        with _disk():
+            pin = (lease or self._loose).pin
+            return self._layers.add(stream, diff_id=diff_id, blob=blob, pin=pin)
+
+    def has_layer(self, diff_id: Digest, lease: Lease) -> bool:
+        """Is the layer there? If it is, *lease* keeps it."""
+        with self._index.lock:
+            if diff_id not in self._layers:
+                return False
+            lease.pin(diff_id)
+            return True
+
+    def add_image(
+        self,
+        config: ImageConfig,
+        *,
+        names: Iterable[Reference] = (),
+        parent: Digest | None = None,
+    ) -> Image:
+        """Know an image whose layers are there (MissingError if not), and name it.
+
+        A name that meant another image means this one now.
+        """
+        with _disk(), self._index.lock:
+            size = sum(self._layers.get(layer).size for layer in config.diff_ids)
+            id = self._blobs.put(config.raw)
+            with self._index.change():
+                now = time.time_ns()
+                self._index.add(id, config.diff_ids, size=size, parent=parent, now_ns=now)
+                for name in names:
+                    self._index.name(name.with_default_tag(), id)
+            self._configs[id] = config
+        return self.get(str(id))
+
+    def tag(self, reference_or_id: str, new: str) -> Image:
+        """Give an image one more name; it is taken from whatever had it."""
+        id, _ = self._resolve(reference_or_id)
+        name = Reference.parse(new).with_default_tag()
+        if name.digest is not None:
+            raise InvalidError(f"refusing to create a tag with a digest reference: {new}")
+        with self._index.lock:
+            if self._index.get(id) is None:
+                raise _missing(reference_or_id)
+            self._index.name(name, id)
+        return self.get(str(id))
+
+    def load(
+        self, stream: ByteSource, progress: Progress = lambda _: None, *, replace_tags: bool = True
+    ) -> Names:
+        """Take in every image of a docker-archive or an OCI layout; answers their names or ids.
+
+        All of them or none. Without *replace_tags* a tag of another image is ConflictError.
+        """
+        with _disk(), self.lease() as lease:
+            loaded: Names = []
+            found = archive.load(stream, _Receiver(self, lease), progress)
+            with self._index.lock:
+                if not replace_tags:
+                    self._refuse_taken(found)
+                with self._index.change():
+                    for image in found:
+                        known = self.add_image(image.config, names=image.names)
+                        loaded += [name.familiar for name in image.names] or [str(known.id)]
+        self._collect(self._layers.all())
+        return loaded
+
+    def _refuse_taken(self, found: Iterable[archive.Loaded]) -> None:
+        for image in found:
+            for name in image.names:
+                if self._index.find(name) not in (None, image.config.digest):
+                    raise ConflictError(
+                        f"the archive would replace {name.familiar} by another image",
+                        hint=f"remove it first (tare rmi {name.familiar}) if that is what you want",
+                    )
+
+    def save(
+        self, references: Iterable[str], out: ByteSink, *, format: str = "docker-archive"
+    ) -> None:
+        """Write images as one ``docker-archive`` or ``oci`` layout, with the names asked for."""
+        if format not in ("docker-archive", "oci"):
+            raise InvalidError(f"unknown archive format {format!r}: docker-archive or oci")
+        chosen: dict[Digest, archive.Saved] = {}
+        with self.lease() as lease, _disk():
+            for text in references:
+                with self._index.lock:
+                    id, name = self._resolve(text)
+                    row = self._index.get(id)
+                    if row is None:
+                        raise _missing(text)
+                    for digest in (id, *row.layers):
+                        lease.pin(digest)
+                saved = chosen.setdefault(id, archive.Saved(self._config(id), []))
+                if name is not None and name.digest is None and name not in saved.names:
+                    saved.names.append(name)
+            archive.save(chosen.values(), self._layers, out, docker=format == "docker-archive")
+
+    def import_(
+        self,
+        stream: ByteSource,
+        *,
+        repository: str = "",
+        tag: str = "",
+        changes: Iterable[str] = (),
+        message: str = "",
+        platform: oci.Platform | None = None,
+    ) -> Image:
+        """Make an image of one layer out of a root file system's archive."""
+        name = Reference.parse(repository) if repository else None
+        if name is not None and tag:
+            name = name.with_tag(tag)
+        blank = importing.blank_config(platform)
+        config = importing.apply_changes(blank, changes)
+        with self.lease() as lease:
+            layer = self.add_layer(stream, lease=lease)
+            now = format_time(time.time_ns())
+            step = History(created=now, comment=message or "Imported from -")
+            config = replace(config, created=now, diff_ids=(layer.diff_id,), history=(step,))
+            return self.add_image(oci.encode(config), names=[name] if name else [])
+
+    def commit(
+        self,
+        base: Image | None,
+        layer: ByteSource | None,
+        config: ImageConfig,
+        *,
+        reference: str = "",
+        changes: Iterable[str] = (),
+    ) -> Image:
+        """Make an image of *base* with *layer* on top, configured as *config* says.
+
+        Of *config*, ``diff_ids`` and ``raw`` do not count; its history should account for the
+        layer. *changes* are Dockerfile instructions, applied to it.
+        """
+        name = Reference.parse(reference) if reference else None
+        config = importing.apply_changes(config, changes)
+        below = base.layers if base is not None else ()
+        with self.lease() as lease:
+            for digest in below:
+                if not self.has_layer(digest, lease):
+                    raise MissingError(f"No such layer: {digest}")
+            added = () if layer is None else (self.add_layer(layer, lease=lease).diff_id,)
+            config = replace(config, diff_ids=(*below, *added))
+            return self.add_image(
+                oci.encode(config),
+                names=[name] if name else [],
+                parent=base.id if base is not None else None,
+            )
+
+    # -- removing ---------------------------------------------------------------------------
+
+    def remove(
+        self,
+        reference_or_id: str,
+        *,
+        force: bool = False,
+        in_use: InUse = _unused,
+        running: InUse = _unused,
+    ) -> Removals:
+        """Take a name away, and delete the image with its last name, as ``docker rmi`` does.
+
+        *in_use* answers which containers are made from an image, *running* which of them run.
+        What runs is never taken away (ConflictError). A stopped container's image needs *force*,
+        and then only loses its names: its content stays until the container is gone.
+        """
+        with self._index.lock:
+            id, name = self._resolve(reference_or_id)
+            row = self._index.get(id)
+            if row is None:
+                raise _missing(reference_or_id)
+            names = list(row.names)
+            tags = [n for n in names if n.digest is None]
+            if name is not None and name.digest is None and len(tags) > 1:
+                self._index.unname(name)
+                return [Removed("untagged", name.familiar)]
+            if name is None and len(tags) > 1 and not force:
+                raise ConflictError(
+                    f"conflict: unable to delete {id.hex[:_ID_SHOWN]} (must be forced)"
+                    " - image is referenced in multiple repositories"
+                )
+            self._refuse_used(id, reference_or_id, force=force, in_use=in_use, running=running)
+            with self._index.change():
+                for each in names:
+                    self._index.unname(each)
+            removed = [Removed("untagged", each.familiar) for each in names]
+            if not in_use(id):
+                removed += self._delete(row)
+            return removed
+
+    def _refuse_used(
+        self, id: Digest, text: str, *, force: bool, in_use: InUse, running: InUse
+    ) -> None:
+        shown = id.hex[:_ID_SHOWN]
+        if runs := running(id):
+            raise ConflictError(
+                f"conflict: unable to delete {shown} (cannot be forced)"
+                f" - image is being used by running container {runs[0][:_ID_SHOWN]}",
+                hint="stop and remove the container first",
+            )
+        if not force and (users := in_use(id)):
+            raise ConflictError(
+                f"conflict: unable to remove repository reference {text!r} (must force)"
+                f" - container {users[0][:_ID_SHOWN]} is using its referenced image {shown}",
+                hint="remove the container first",
+            )
+
+    def _delete(self, row: Row) -> Removals:
+        """Forget an image, then what only it needed."""
+        if self._index.pinned(row.id):
+            return []  # being saved: it stays, without a name, until it is pruned
+        self._index.remove(row.id)
+        self._blobs.remove(row.id)
+        self._configs.pop(row.id, None)
+        removed = [Removed("deleted", str(row.id))]
+        gone = self._collect(reversed(row.layers))
+        return removed + [Removed("deleted", str(layer)) for layer in gone]
+
+    def _collect(self, candidates: Iterable[Digest]) -> _Digests:
+        """Delete those layers that no image has and no lease keeps."""
+        gone = []
+        with self._index.lock:
+            for layer in dict.fromkeys(candidates):
+                if self._index.uses(layer) or self._index.pinned(layer):
+                    continue
+                if layer in self._layers:
+                    self._layers.remove(layer)
+                    gone.append(layer)
+        return gone
+
+    def prune(
+        self,
+        dangling_only: bool = True,
+        in_use: InUse = _unused,
+        filters: Mapping[str, Iterable[str]] | None = None,
+    ) -> tuple[Removals, int]:
+        """Delete images that have no name, or all that no container uses; and the bytes freed.
+
+        *filters*: ``until`` (RFC 3339 or Unix seconds), ``label`` and ``label!`` (``name`` or
+        ``name=value``). Layers that nothing needs go with them.
+        """
+        wanted = _filter(filters or {})
+        removed: Removals = []
+        freed = 0
+        with self._index.lock:
+            for image in self.list():
+                row = self._index.get(image.id)
+                if row is None or not wanted(image) or in_use(image.id):
+                    continue
+                if dangling_only and row.names:
+                    continue
+                sizes = {str(i): self._layers.get(i).size for i in row.layers}
+                with self._index.change():
+                    for name in row.names:
+                        self._index.unname(name)
+                gone = self._delete(row)
+                removed += [Removed("untagged", name.familiar) for name in row.names] + gone
+                freed += sum(sizes.get(each.name, 0) for each in gone)
+            self._collect(self._layers.all())
+        return removed, freed
+
+    def verify(self, reference_or_id: str) -> None:
+        """Read all of an image; FailedError names what was changed on disk since it was made."""
+        image = self.get(reference_or_id)
+        with self.lease() as lease, _disk():
+            self._blobs.get(image.id)
+            for layer in image.layers:
+                lease.pin(layer)
+                self._layers.verify(layer)
+
+
+class _Receiver:
+    """What an archive's reader needs of the store, under one lease."""
+
+    def __init__(self, store: ImageStore, lease: Lease) -> None:
+        self._store = store
+        self._lease = lease
+
+    def has_layer(self, diff_id: Digest) -> bool:
+        return self._store.has_layer(diff_id, self._lease)
+
+    def add_layer(
+        self, stream: ByteSource, *, diff_id: Digest | None, blob: Descriptor | None
+    ) -> LayerInfo:
+        return self._store.add_layer(stream, diff_id=diff_id, blob=blob, lease=self._lease)
+
+
+def _missing(text: str) -> MissingError:
+    shown = text
+    if not text.startswith("sha256:"):
+        with contextlib.suppress(InvalidError):
+            shown = Reference.parse(text).with_default_tag().familiar
+    return MissingError(
+        f"No such image: {shown[:300]}", hint="tare images lists those that are there"
+    )
+
+
+@contextlib.contextmanager
+def _disk() -> Iterator[None]:
+    """Turn what the file system refuses into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise FailedError(
+                "no space left on the device that holds the images",
+                hint="tare image prune frees what nothing uses",
+            ) from error
+        raise FailedError(f"the image store failed: {error}") from error
+
+
+def _filter(filters: Mapping[str, Iterable[str]]) -> Callable[[Image], bool]:
+    for key in filters:
+        if key not in ("until", "label", "label!", "dangling"):
+            raise InvalidError(f"invalid filter {key!r}: until, label and label! are possible")
+    moments = [_moment(text) for text in filters.get("until", ())]
+    with_labels = list(filters.get("label", ()))
+    without = list(filters.get("label!", ()))
+
+    def wanted(image: Image) -> bool:
+        labels = image.config.labels
+        return (
+            all(image.created_ns < moment for moment in moments)
+            and all(_has_label(labels, text) for text in with_labels)
+            and not any(_has_label(labels, text) for text in without)
+        )
+
+    return wanted
+
+
+def _has_label(labels: Mapping[str, str], text: str) -> bool:
+    name, equals, value = text.partition("=")
+    return name in labels and (not equals or fnmatch.fnmatchcase(labels[name], value))
+
+
+def _moment(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= 12:
+        return int(text) * 10**9
+    moment = parse_time(text)
+    if moment is None:
+        raise InvalidError(f"invalid filter 'until={text[:80]}': not a time")
+    return moment
+
+
+def parse_time(text: str) -> int | None:
+    """RFC 3339 in nanoseconds since 1970; None for anything else."""
+    match = re.fullmatch(
+        r"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?([Zz]|[+-]\d\d:\d\d)", text
+    )
+    if match is None:
+        return None
+    zone = "+00:00" if match[3] in "Zz" else match[3]
+    try:
+        moment = datetime.fromisoformat(match[1].upper() + zone)
+    except ValueError:
+        return None
+    return int(moment.timestamp()) * 10**9 + int((match[2] or "0").ljust(9, "0"))
+
+
+def format_time(nanoseconds: int) -> str:
+    """RFC 3339 in UTC, with as many digits as are needed."""
+    seconds, rest = divmod(nanoseconds, 10**9)
+    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    fraction = f".{rest:09d}".rstrip("0") if rest else ""
+    return f"{text}{fraction}Z"
+
+
+def source_date_epoch() -> int | None:
+    """The time that reproducible builds are told to use, in seconds, if they are."""
+    text = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else None
