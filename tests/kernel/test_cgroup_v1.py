@@ -98,6 +98,16 @@ def _until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
         time.sleep(0.002)
 
 
+def ended(child: int) -> int:
+    """How a child ended, which must be soon: its code, or minus the signal."""
+    pidfd = os.pidfd_open(child)
+    try:
+        assert select.select([pidfd], [], [], 10)[0], "the process is still alive"
+    finally:
+        os.close(pidfd)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 @contextlib.contextmanager
 def process_in(group: Group, work: Callable[[], object]) -> Iterator[int]:
     """A child that joins by the descriptors alone, then does *work*; reaped at the end."""
@@ -595,7 +605,7 @@ def test_a_frozen_group_can_be_killed(group: Group) -> None:
         group.freeze()
         group.kill()
 
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        assert ended(child) == -signal.SIGKILL
 
 
 def test_killing_takes_the_groups_below_too(layout: Layout, group: Group) -> None:
@@ -605,7 +615,7 @@ def test_killing_takes_the_groups_below_too(layout: Layout, group: Group) -> Non
         assert group.pids() == [child]
 
         group.kill()
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        assert ended(child) == -signal.SIGKILL
 
     group.remove()
     assert not inner.exists()
@@ -652,7 +662,7 @@ def test_a_fork_bomb_is_killed_whole(group: Group) -> None:
     group.kill()
 
     _until(lambda: not group.pids())
-    assert os.waitstatus_to_exitcode(os.waitpid(reaper, 0)[1]) == 0
+    assert ended(reaper) == 0
     os.close(reader)
     group.remove()
 
@@ -689,7 +699,7 @@ def test_a_user_with_version_2_alone_has_its_members_and_kill(layout: Layout, gr
     with process_in(group, forever) as child:
         members = own.pids()
         own.kill()
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = ended(child)
 
     assert members == [child]
     assert code == -signal.SIGKILL
@@ -704,7 +714,7 @@ def test_a_process_only_in_version_1_is_killed_too(layout: Layout, group: Group)
     try:
         Path(pids.base + group.path, "cgroup.procs").write_text(str(child))
         group.kill()
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = ended(child)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import secrets
+import select
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -315,6 +316,16 @@ def group(layout: Layout, parent: str) -> GroupV2:
     return made
 
 
+def ended(child: int) -> int:
+    """How a child ended, which must be soon: its code, or minus the signal."""
+    pidfd = os.pidfd_open(child)
+    try:
+        assert select.select([pidfd], [], [], 10)[0], "the process is still alive"
+    finally:
+        os.close(pidfd)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 @contextlib.contextmanager
 def process_in(group: GroupV2) -> Iterator[int]:
     """A child in the group that waits to be killed."""
@@ -350,7 +361,7 @@ def test_the_real_tree_joins_freezes_thaws_and_kills(group: GroupV2) -> None:
         group.thaw()
         assert not group.frozen()
         group.kill()
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = ended(child)
 
     assert code == -signal.SIGKILL
 
@@ -366,7 +377,7 @@ def test_without_cgroup_kill_each_process_is_killed(
     monkeypatch.setattr("tare.kernel.cgroup_v2.write_value", missing)
     with process_in(group) as child:
         group.kill()
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = ended(child)
 
     assert code == -signal.SIGKILL
     assert not group.frozen()
