@@ -1,0 +1,99 @@
+"""Which commands there are and which module has them.
+
+Only names and summaries: the module of a command is imported when it is called, so `tare ps`
+does not pay for `tare cp`.
+"""
+
+from __future__ import annotations
+
+# name -> (module, summary)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("run", "Create a container from an image and run it"),
+    "exec": ("exec", "Run a command in a running container"),
+    "ps": ("ps", "List containers"),
+    "images": ("images", "List images"),
+    "version": ("system", "Show the versions of client and daemon"),
+    "info": ("system", "Show what the engine is, has and may use"),
+    "doctor": ("system", "Check the host and say what is missing and what it costs"),
+    "attach": ("run", "Attach to a running container's input and output"),
+    "commit": ("files", "Make an image of what a container changed"),
+    "cp": ("files", "Copy files between a container and the host"),
+    "create": ("run", "Create a container without starting it"),
+    "diff": ("files", "Show what a container changed in its file system"),
+    "events": ("events", "Show what happens, as it happens"),
+    "export": ("files", "Write a container's file system as a tar archive"),
+    "history": ("images", "Show how an image was made"),
+    "import": ("archives", "Make an image of a tar archive of a file system"),
+    "inspect": ("inspect", "Show all details of containers and images"),
+    "kill": ("containers", "Kill running containers, or send them a signal"),
+    "load": ("archives", "Load images from a tar archive"),
+    "logs": ("logs", "Show what a container has printed"),
+    "pause": ("containers", "Freeze all processes of containers"),
+    "port": ("containers", "Show the published ports of a container"),
+    "rename": ("containers", "Give a container another name"),
+    "restart": ("containers", "Stop containers and start them again"),
+    "rm": ("containers", "Remove containers"),
+    "rmi": ("images", "Remove images"),
+    "save": ("archives", "Write images as a tar archive"),
+    "start": ("run", "Start containers that are stopped"),
+    "stats": ("stats", "Show what containers use, as they use it"),
+    "stop": ("containers", "Stop running containers"),
+    "tag": ("images", "Give an image another name"),
+    "top": ("containers", "List the processes of a container"),
+    "unpause": ("containers", "Let frozen containers go on"),
+    "update": ("containers", "Change the limits of containers"),
+    "wait": ("containers", "Wait until containers end and print their exit codes"),
+    "container prune": ("prune", "Remove all stopped containers"),
+    "container inspect": ("inspect", "Show all details of containers"),
+    "image bootstrap": ("archives", "Make a base image from Debian's signed packages"),
+    "image inspect": ("inspect", "Show all details of images"),
+    "image prune": ("prune", "Remove images that nothing uses"),
+    "system df": ("system", "Show how much disk is used"),
+    "system prune": ("prune", "Remove stopped containers and unused images"),
+}
+
+COMMON = ("run", "exec", "ps", "images", "version", "info", "doctor")
+
+_CONTAINER = (
+    "attach", "commit", "cp", "create", "diff", "exec", "export", "kill", "logs", "pause", "port",
+    "rename", "restart", "rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait",
+)  # fmt: skip
+
+# other ways to write a command -> its name above
+ALIASES: dict[str, str] = {
+    **{f"container {name}": name for name in _CONTAINER},
+    "container ls": "ps",
+    "container list": "ps",
+    "container ps": "ps",
+    "container remove": "rm",
+    **{f"image {name}": name for name in ("history", "import", "load", "save", "tag")},
+    "image ls": "images",
+    "image list": "images",
+    "image rm": "rmi",
+    "image remove": "rmi",
+    "system info": "info",
+    "system events": "events",
+}
+
+GROUPS = {
+    "container": "Manage containers",
+    "image": "Manage images",
+    "system": "Manage the engine",
+}
+
+# Docker's commands that are not here yet: the sentence says what to do instead.
+LATER: dict[str, str] = {
+    "pull": "Make a base image with `tare image bootstrap debian:bookworm`, or `tare load` one.",
+    "push": "Write the image with `tare save`.",
+    "build": "Change a container and `tare commit` it, or `tare import` a file system.",
+    "login": "There is no registry to log in to yet; `tare load` reads archives.",
+    "logout": "There is no registry to log out of yet.",
+    "search": "There is no registry to search yet.",
+    "network": "Containers have --network none or host for now.",
+    "volume": "Mount a host directory with -v /host:/container.",
+    "vm": "Images run as containers for now.",
+    "compose": "Start the services one by one with `tare run -d`.",
+    "image pull": "Make one with `tare image bootstrap debian:bookworm`, or `tare load` one.",
+    "image push": "Write the image with `tare save`.",
+    "image build": "Change a container and `tare commit` it, or `tare import` a file system.",
+}
