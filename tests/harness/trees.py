@@ -116,7 +116,7 @@ def overlay_tree(*layers: Path, options: str = "") -> dict[bytes, Node]:
 
     def work() -> dict[bytes, Node]:
         mount("-t", "tmpfs", "none", "/mnt")
-        lowers = []
+        lowers: list[str] = []
         for number, layer in enumerate((*layers, Path("/mnt/empty"))):
             point = Path(f"/mnt/{number}")
             point.mkdir()

@@ -156,7 +156,7 @@ def bomb(form: str, size: int) -> bytes:
 
 @pytest.mark.attack("A29")
 def test_a_zstd_window_of_gigabytes_is_refused() -> None:
-    options = {
+    options: dict[int, int] = {
         zstd.CompressionParameter.window_log: 29,
         zstd.CompressionParameter.content_size_flag: 0,
     }
@@ -213,8 +213,12 @@ def test_compressed_streams_are_read_by_others_and_are_the_same_each_time(
                 assert sink.write(TEXT[start : start + 1000]) > 0
         return out.getvalue()
 
-    undo = {"plain": bytes, "gzip": gzip.decompress, "zstd": zstd.decompress}[form]
-    assert undo(packed()) == TEXT
+    undo: dict[str, Callable[[bytes], bytes]] = {
+        "plain": bytes,
+        "gzip": gzip.decompress,
+        "zstd": zstd.decompress,
+    }
+    assert undo[form](packed()) == TEXT
     assert packed() == packed()
 
 

@@ -101,8 +101,8 @@ def test_sparse_files_of_gnu_tar_come_out_whole(tmp_path: Path, options: list[st
 
     rebuilt = bytearray(len(expected))
     for entry, content in tar.read(io.BytesIO(made)):  # noqa: B007 - the only one
-        for offset, piece in content.pieces():
-            rebuilt[offset : offset + len(piece)] = piece
+        for offset, data in content.pieces():
+            rebuilt[offset : offset + len(data)] = data
 
     assert entry.path == b"sparse"
     assert entry.size == len(expected)
