@@ -129,6 +129,10 @@ class Group(ABC):
     def open_join(self) -> list[int]:
         """Descriptors to which a child writes ``b"0"`` to be in the group; the caller closes."""
 
+    def open_tasks(self) -> list[int]:
+        """Descriptors that a child born in `open_directory` writes ``0`` to, to be in it all."""
+        return []
+
     def open_directory(self) -> int | None:
         """The version 2 directory for clone3's CLONE_INTO_CGROUP, if there is one."""
         return None

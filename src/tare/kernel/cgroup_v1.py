@@ -191,16 +191,29 @@ class GroupV1(Group):
 
     def open_join(self) -> list[int]:
         """A descriptor of ``cgroup.procs`` in each hierarchy the group is in."""
+        opened = self._open_each("cgroup.procs")
+        if self._v2 is not None:
+            opened += self._v2.open_join()
+        return opened
+
+    def open_tasks(self) -> list[int]:
+        """A descriptor of ``tasks`` in each version 1 hierarchy, for a child to write ``0`` to.
+
+        A thread that moves itself takes no lock of the whole system (cgroup_procs_write_start),
+        where moving a process waits for an RCU grace period: 10 to 20 ms. The version 2 part is
+        joined at birth (`open_directory`).
+        """
+        return self._open_each("tasks")
+
+    def _open_each(self, name: str) -> list[int]:
         opened: list[int] = []
         flags = os.O_WRONLY | os.O_CLOEXEC
         try:
             for directory in self._eager:
-                opened.append(os.open(f"{directory}/cgroup.procs", flags))
+                opened.append(os.open(f"{directory}/{name}", flags))
             for directory in self._lazy:
                 with contextlib.suppress(FileNotFoundError):
-                    opened.append(os.open(f"{directory}/cgroup.procs", flags))
-            if self._v2 is not None:
-                opened += self._v2.open_join()
+                    opened.append(os.open(f"{directory}/{name}", flags))
         except BaseException:
             for descriptor in opened:
                 os.close(descriptor)

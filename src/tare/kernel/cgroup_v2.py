@@ -155,6 +155,10 @@ class GroupV2(Group):
         """The descriptor of ``cgroup.procs``."""
         return [os.open(f"{self.directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)]
 
+    def open_tasks(self) -> list[int]:
+        """None: a version 2 group is joined at birth (`open_directory`)."""
+        return []
+
     def open_directory(self) -> int | None:
         """A descriptor for CLONE_INTO_CGROUP."""
         return os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

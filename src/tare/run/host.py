@@ -1,0 +1,43 @@
+"""What the plan must know of the host, looked up once by the daemon."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+
+from tare.kernel import cgroup, confine
+from tare.run.plan import Host
+
+
+def detect() -> Host:
+    """The host's facts; raises nothing that a Linux with /proc does not raise."""
+    release = platform.release().split("-")[0].split(".")
+    layout = cgroup.detect()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Host(
+        kernel=(int(release[0]), int(release[1])),
+        machine=platform.machine(),
+        last_capability=confine.last_capability(),
+        cgroup_version=2 if layout.mode is cgroup.Mode.V2 else 1,
+        cgroup_controllers=v1_hierarchies(),
+        nofile_hard=1 << 20 if hard == resource.RLIM_INFINITY else hard,
+        rootless=os.geteuid() != 0 or in_user_namespace(),
+    )
+
+
+def in_user_namespace() -> bool:
+    """Whether this process's ids are mapped: it runs in a user namespace that is not the first."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return file.read().split() != ["0", "0", "4294967295"]
+
+
+def v1_hierarchies() -> tuple[str, ...]:
+    """The version 1 hierarchies, as mounted: ``cpu``, ``cpu+cpuacct``, ``name=systemd``."""
+    names = []
+    with open("/proc/self/cgroup", encoding="utf-8") as file:
+        for line in file:
+            _, controllers, _ = line.rstrip("\n").split(":", 2)
+            if controllers:
+                names.append(controllers.replace(",", "+"))
+    return tuple(reversed(names))

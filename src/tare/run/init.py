@@ -1,0 +1,645 @@
+"""The inside of a new sandbox: from clone to exec, applying a plan's operations in order.
+
+This code runs in a child of the keeper that already sits in its new namespaces, and never
+returns. Construction rules (docs/threat-model.md):
+
+1. Nothing is imported here, and no file of the image is loaded: only descriptors are opened.
+2. Every mount target is found by openat2(2) below the root's descriptor, symlinks confined to
+   it, and mounted by descriptor; /proc, /sys and /dev must be real directories.
+3. Writes to /proc go through the procfs mounted here, by its own descriptor.
+4. The terminal and the masks are bound by descriptors checked to be what they should be.
+5. Order at the end: bounding set, ids, capabilities, seccomp, no_new_privs, sealed stub.
+
+A failure is reported to the keeper as JSON on descriptor 3, then the child exits.
+"""
+
+from __future__ import annotations
+
+import array
+import base64
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import stat
+import struct
+import termios
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from tare.errors import FailedError, InvalidError, TareError
+from tare.kernel import confine, files, mount, process, seccomp
+from tare.run import identity
+from tare.run.sandbox import Operation, Process, Sandbox
+from tare.run.stub import REPORT, Stub
+
+READY: Final = b"exec"
+"""The child's last word before exec: end-of-file after it is success, before it is death."""
+
+CANNOT_EXECUTE: Final = 126
+NOT_FOUND: Final = 127
+
+_TIOCSPTLCK: Final = 0x40045431
+_TIOCGPTPEER: Final = 0x5441
+_SIOCGIFFLAGS: Final = 0x8913
+_SIOCSIFFLAGS: Final = 0x8914
+_QUIET: Final = mount.NOSUID | mount.NODEV | mount.NOEXEC
+_PTS_MAXIMUM: Final = 1024
+_LINKS: Final = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+)
+_MAXIMUM_MESSAGE: Final = 1 << 16
+MAXIMUM_FDS: Final = 250
+
+
+@dataclass(slots=True)
+class Inherited:
+    """What the child has from the keeper: opened before the clone."""
+
+    control: socket.socket  # to the keeper: descriptors in, failures and the terminal out
+    stdin: int | None  # read end of the container's input, None: /dev/null
+    stdout: int
+    stderr: int
+    stub: Stub
+    last_capability: int
+    test_points: int | None  # directory of FIFOs that tests stop us at
+    tasks: list[int]  # cgroup files to write 0 to
+
+
+def join_cgroups(inherited: Inherited) -> None:
+    """Move this thread into its groups; see `kernel.cgroup.Group.open_tasks`."""
+    for descriptor in inherited.tasks:
+        os.write(descriptor, b"0")
+        os.close(descriptor)
+
+
+def enter(sandbox: Sandbox, inherited: Inherited) -> NoReturn:
+    """Make the sandbox around the calling process and run its program; never returns."""
+    control = inherited.control
+    try:
+        builder = _Builder(sandbox, inherited)
+        builder.before_root()
+        builder.receive()
+        builder.apply_all()
+        finish(sandbox["process"], inherited, builder.root, terminal=builder.terminal)
+    except BaseException as error:  # the child must report and end, whatever it is
+        fail(control, error)
+    os._exit(CANNOT_EXECUTE)
+
+
+def fail(control: socket.socket, error: BaseException) -> NoReturn:
+    """Report *error* to the keeper and end this process."""
+    code = getattr(error, "exit_code", 125)
+    hint = getattr(error, "hint", "")
+    if isinstance(error, TareError):
+        words = str(error)
+        code = 125 if code == 1 else code
+    elif isinstance(error, OSError):
+        words = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    else:
+        words = f"{type(error).__name__}: {error}"
+    kind = "invalid" if isinstance(error, InvalidError) else "failed"
+    report = json.dumps({"error": words, "hint": hint, "exit_code": code, "kind": kind})
+    try:
+        control.send(report.encode()[:_MAXIMUM_MESSAGE])
+    finally:
+        os._exit(125)
+
+
+class _Builder:
+    """The state of a half-made sandbox: descriptors of its parts."""
+
+    def __init__(self, sandbox: Sandbox, inherited: Inherited) -> None:
+        self.sandbox = sandbox
+        self.inherited = inherited
+        self.root = self.stage = -1
+        self.device_tree = -1
+        self.binds: list[int] = []
+        self.proc = self.sys = self.pts = -1
+        self.null_file = -1
+        self.terminal: int | None = None
+        self._prepared: dict[int, int] = {}
+        self._empty = -1
+
+    def stop_at(self, name: str) -> None:
+        """Wait where a test wants to look or to swap something; nothing outside tests."""
+        directory = self.inherited.test_points
+        if directory is not None:
+            try:
+                point = os.open(name, os.O_RDONLY, dir_fd=directory)
+            except FileNotFoundError:
+                return
+            os.read(point, 1)
+            os.close(point)
+
+    def before_root(self) -> None:
+        """What needs neither the root nor the id maps, done while the keeper prepares those."""
+        join_cgroups(self.inherited)
+        os.setsid()
+        mount.make_private()
+        process.new_session_keyring()
+        # Where the root is attached before it is pivoted to; found while our ids still own it.
+        self.stage = os.open(self.sandbox["run_dir"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Rule 4: our own view of the host's null device, taken before the image is in sight.
+        null = os.open("/dev/null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        status = os.fstat(null)
+        if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(1, 3):
+            raise FailedError("the host's /dev/null is not the null device")
+        self.null_file = mount.clone_tree_at(null)
+        mount.set_attributes(self.null_file, mount.RDONLY | mount.NOSUID | mount.NOEXEC)
+        os.close(null)
+        for index, operation in enumerate(self.sandbox["operations"]):
+            op = operation["op"]
+            if op == "hostname":
+                socket.sethostname(operation["name"])
+            elif op == "loopback":
+                bring_up_loopback()
+            elif op == "filesystem" and operation["kind"] in ("proc", "sysfs", "mqueue"):
+                self._prepared[index] = self._new(operation)
+
+    def receive(self) -> None:
+        """Wait for the keeper's go: the root, /dev, and the binds, as descriptors."""
+        space = socket.CMSG_LEN(MAXIMUM_FDS * 4)
+        received: list[int] = []
+        while True:
+            message, ancillary, _, _ = self.inherited.control.recvmsg(16, space)
+            if not message:
+                os._exit(125)  # the keeper is gone: nobody wants this sandbox
+            for _, _, data in ancillary:
+                numbers = array.array("i")
+                numbers.frombytes(data[: len(data) - len(data) % 4])
+                received += numbers
+            if message == b"go":
+                break
+        for descriptor in received:
+            os.set_inheritable(descriptor, False)
+        self.root, self.device_tree, *self.binds = received
+        if self.sandbox["id_map"] is not None:
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+        os.umask(0o022)
+
+    def apply_all(self) -> None:
+        """Enter the root and apply the operations in order."""
+        if self.sandbox["cgroup_namespace"]:
+            process.unshare(process.CLONE_NEWCGROUP)
+        mount.attach_at(self.root, self.stage, subject="/")
+        self.stop_at("rootfs-mounted")
+        self.stop_at("before-pivot")
+        mount.enter_root(self.root)
+        for index, operation in enumerate(self.sandbox["operations"]):
+            op = operation["op"]
+            if op in ("hostname", "loopback"):
+                continue
+            self.stop_at(f"before-{op}")
+            try:
+                self._apply(index, operation)
+            except OSError as error:
+                if operation.get("optional"):
+                    continue
+                what = operation.get("target") or op
+                raise FailedError(
+                    f"cannot set up {what}: {error.strerror}"
+                    + (f" ({os.fsdecode(error.filename)})" if error.filename else "")
+                ) from error
+
+    def _apply(self, index: int, operation: Operation) -> None:
+        match operation["op"]:
+            case "filesystem":
+                self._filesystem(index, operation)
+            case "dev":
+                self._dev()
+            case "bind":
+                self._bind(operation)
+            case "mask":
+                for target in operation["targets"]:
+                    self._mask(target)
+            case "readonly":
+                for target in operation["targets"]:
+                    self._read_only(target)
+            case "sysctl":
+                self._sysctl(operation["values"])
+            case "console":
+                self._console()
+            case "cgroup_v1":
+                self._cgroup_v1(operation)
+            case "readonly_root":
+                mount.set_attributes(self.root, mount.RDONLY)
+            case unknown:
+                raise FailedError(f"unknown operation {unknown!r}")
+
+    # --- targets ------------------------------------------------------------------------------
+
+    def _directory(self, path: str, *, plain: bool = False) -> int:
+        """An O_PATH descriptor of the directory *path* in the root, made where missing.
+
+        With *plain*, no component may be a symlink: /proc, /sys and /dev must be themselves.
+        """
+        find = files.open_beneath if plain else files.open_in_root
+        try:
+            return find(self.root, path.lstrip("/"), os.O_PATH | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return self._make_directories(path)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EXDEV):
+                raise FailedError(
+                    f"cannot mount on {path}: it is a symlink or no directory in the image"
+                ) from error
+            raise
+
+    def _make_directories(self, path: str) -> int:
+        """Create *path* component by component below descriptors; symlinks stay in the root."""
+        done = ""
+        parent = os.open(self.root_path(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        for part in (p for p in path.split("/") if p):
+            done = f"{done}/{part}"
+            try:
+                child = files.open_in_root(self.root, done, os.O_PATH | os.O_DIRECTORY)
+            except FileNotFoundError:
+                # Through a real descriptor: O_PATH is enough for mkdirat(2).
+                os.mkdir(part, 0o755, dir_fd=parent)
+                child = files.open_beneath(parent, part, os.O_PATH | os.O_DIRECTORY)
+            os.close(parent)
+            parent = child
+        return parent
+
+    def root_path(self) -> str:
+        """After the pivot the root is ``/``."""
+        return "/"
+
+    def _file(self, path: str) -> int:
+        """An O_PATH descriptor of the non-directory *path* in the root, made where missing."""
+        try:
+            return files.open_in_root(self.root, path, os.O_PATH)
+        except FileNotFoundError:
+            pass
+        parent_path, _, name = path.rstrip("/").rpartition("/")
+        parent = self._directory(parent_path or "/")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        try:
+            os.close(files.open_beneath(parent, name, flags, mode=0o644))
+        except FileExistsError as error:
+            raise FailedError(f"cannot mount on {path}: it is a dangling symlink") from error
+        return files.open_beneath(parent, name, os.O_PATH)
+
+    # --- operations ---------------------------------------------------------------------------
+
+    def _new(self, operation: Operation) -> int:
+        options = operation.get("options", [])
+        return mount.filesystem(
+            operation["kind"], options, attributes=operation.get("attributes", 0)
+        )
+
+    def _filesystem(self, index: int, operation: Operation) -> None:
+        kind, path = operation["kind"], operation["target"]
+        tree = self._prepared.pop(index, -1)
+        if tree < 0:
+            tree = self._new(operation)
+        if operation.get("copy_up"):
+            self._keep_mode(tree, path, operation)
+        if path.startswith("/dev/"):
+            target = self._in_dev(path.removeprefix("/dev/"))
+        else:
+            target = self._directory(path, plain=kind in ("proc", "sysfs"))
+        mount.attach_at(tree, target, subject=path)
+        os.close(target)
+        if kind == "proc":
+            self.proc = tree
+        elif kind == "sysfs":
+            self.sys = tree
+        else:
+            os.close(tree)
+
+    def _keep_mode(self, tree: int, path: str, operation: Operation) -> None:
+        """A tmpfs over an existing directory of the image takes its mode and owner, as Docker's."""
+        if any(name == "mode" and value != "1777" for name, value in operation["options"]):
+            return
+        try:
+            below = files.open_in_root(self.root, path, os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            return
+        status = os.fstat(below)
+        os.close(below)
+        os.fchown(tree, status.st_uid, status.st_gid)
+        os.chmod(f"/proc/self/fd/{tree}", stat.S_IMODE(status.st_mode))
+
+    def _in_dev(self, name: str) -> int:
+        """The directory *name* of our own /dev: no image ever had a hand in it."""
+        try:
+            os.mkdir(name, 0o755, dir_fd=self.device_tree)
+        except FileExistsError:
+            pass
+        return files.open_beneath(self.device_tree, name, os.O_PATH | os.O_DIRECTORY)
+
+    def _dev(self) -> None:
+        target = self._directory("/dev", plain=True)
+        mount.attach_at(self.device_tree, target, subject="/dev")
+        os.close(target)
+        options = [
+            ("newinstance", None), ("ptmxmode", "0666"), ("mode", "0620"),
+            ("max", str(_PTS_MAXIMUM)),
+        ]  # fmt: skip
+        try:
+            self.pts = mount.filesystem(
+                "devpts", [*options, ("gid", "5")], attributes=mount.NOSUID | mount.NOEXEC
+            )
+        except OSError:  # group tty is not mapped
+            self.pts = mount.filesystem("devpts", options, attributes=mount.NOSUID | mount.NOEXEC)
+        target = self._in_dev("pts")
+        mount.attach_at(self.pts, target, subject="/dev/pts")
+        os.close(target)
+        for name, text in _LINKS:
+            os.symlink(text, name, dir_fd=self.device_tree)
+
+    def _bind(self, operation: Operation) -> None:
+        path, tree = operation["target"], self.binds[operation["index"]]
+        directory = stat.S_ISDIR(os.fstat(tree).st_mode)
+        target = self._directory(path) if directory else self._file(path)
+        try:
+            mount.attach_at(tree, target, subject=path)
+        finally:
+            os.close(target)
+            os.close(tree)
+
+    def _cgroup_v1(self, operation: Operation) -> None:
+        attributes = operation["attributes"]
+        target = self._below_sys("fs/cgroup")
+        if target is None:
+            return
+        top = mount.filesystem("tmpfs", [("mode", "755"), ("size", "64k")], attributes=_QUIET)
+        mount.attach_at(top, target, subject="/sys/fs/cgroup")
+        os.close(target)
+        for name in operation["name"].split(","):
+            named = name.startswith("name=")
+            directory = name.removeprefix("name=")
+            option = ("name", directory) if named else (name, None)
+            options = [option, *([("none", None)] if named else [])]
+            if "+" in name:
+                options = [(part, None) for part in name.split("+")]
+                directory = name.replace("+", ",")
+            os.mkdir(directory, 0o755, dir_fd=top)
+            try:
+                tree = mount.filesystem("cgroup", options, attributes=attributes)
+            except OSError:
+                continue  # a hierarchy that this kernel does not let us see again
+            place = files.open_beneath(top, directory, os.O_PATH | os.O_DIRECTORY)
+            mount.attach_at(tree, place)
+            os.close(place)
+            os.close(tree)
+        mount.set_attributes(top, attributes)
+        os.close(top)
+
+    def _below_sys(self, path: str) -> int | None:
+        try:
+            return files.open_beneath(self.sys, path, os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            return None
+
+    def _find(self, path: str) -> int | None:
+        """*path* for masking: in our own procfs or sysfs by their descriptors, else in the root.
+
+        None if there is no such thing, which is as good as hidden.
+        """
+        for prefix, top in (("/proc/", self.proc), ("/sys/", self.sys)):
+            if path.startswith(prefix) and top >= 0:
+                try:
+                    return files.open_beneath(top, path.removeprefix(prefix), os.O_PATH)
+                except FileNotFoundError:
+                    return None
+                except OSError as error:
+                    # A mount of the user lies there (EXDEV does not occur without NO_XDEV);
+                    # symlinks of procfs (/proc/net) lead back into it.
+                    if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EACCES):
+                        return None
+                    raise
+        try:
+            return files.open_in_root(self.root, path, os.O_PATH)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _mask(self, path: str) -> None:
+        target = self._find(path)
+        if target is None:
+            return
+        if stat.S_ISDIR(os.fstat(target).st_mode):
+            if self._empty < 0:
+                options = [("size", "4k"), ("nr_inodes", "2"), ("mode", "555")]
+                tree = self._empty = mount.filesystem(
+                    "tmpfs", options, attributes=_QUIET | mount.RDONLY
+                )
+            else:
+                tree = mount.clone_tree_at(self._empty)
+        else:
+            tree = mount.clone_tree_at(self.null_file) if self._masked_file else self.null_file
+            self._masked_file = True
+        mount.attach_at(tree, target, subject=path)
+        os.close(target)
+        if tree not in (self._empty, self.null_file):
+            os.close(tree)
+
+    _masked_file = False
+
+    def _read_only(self, path: str) -> None:
+        target = self._find(path)
+        if target is None:
+            return
+        tree = mount.clone_tree_at(target, recursive=True)
+        mount.set_attributes(tree, mount.RDONLY | _QUIET, recursive=True)
+        mount.attach_at(tree, target, subject=path)
+        os.close(tree)
+        os.close(target)
+
+    def _sysctl(self, values: dict[str, str]) -> None:
+        """Rule 3: through the procfs that this child mounted, checked below its descriptor."""
+        limit = self.sandbox["process"]["id_limit"]
+        highest = str(limit - 1 if limit else 2147483647)
+        for name, value in values.items():
+            path = "sys/" + name.replace(".", "/")
+            try:
+                file = files.open_beneath(self.proc, path, os.O_WRONLY)
+            except FileNotFoundError:
+                if name == "net.ipv4.ping_group_range":
+                    continue
+                raise InvalidError(f"sysctl {name!r} does not exist on this host") from None
+            try:
+                os.write(file, value.replace("MAXGID", highest).encode())
+            except OSError as error:
+                raise InvalidError(
+                    f"sysctl {name}={value}: {os.strerror(error.errno or 0)}"
+                ) from error
+            finally:
+                os.close(file)
+
+    def _console(self) -> None:
+        self.terminal = open_terminal(self.pts, self.inherited.control)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        os.close(os.open("console", flags, 0o600, dir_fd=self.device_tree))
+        target = files.open_beneath(self.device_tree, "console", os.O_PATH)
+        tree = mount.clone_tree_at(self.terminal)
+        mount.attach_at(tree, target, subject="/dev/console")
+        os.close(tree)
+        os.close(target)
+
+
+# --- shared with run.entering -----------------------------------------------------------------
+
+
+def bring_up_loopback() -> None:
+    """netdevice(7): set IFF_UP on ``lo`` of the calling process's network namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        request = struct.pack("16sh14x", b"lo", 0)
+        flags: int = struct.unpack_from("16xh", fcntl.ioctl(control, _SIOCGIFFLAGS, request))[0]
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | 1))
+
+
+def open_terminal(pts: int, control: socket.socket) -> int:
+    """A new terminal of the devpts mount *pts*: its slave; the master goes to the keeper.
+
+    The slave comes from TIOCGPTPEER, never from a path (attack A04).
+    """
+    master = files.open_beneath(pts, "ptmx", os.O_RDWR | os.O_NOCTTY)
+    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+    slave: int = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [master]))]
+    control.sendmsg([b"terminal"], ancillary)
+    os.close(master)
+    return slave
+
+
+def _standard_streams(
+    program: Process, inherited: Inherited, root: int, who: identity.Identity, terminal: int | None
+) -> None:
+    """Descriptors 0 to 2, owned by the user; everything else closes at exec."""
+    if terminal is not None:
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+        os.fchown(terminal, who.uid, -1)
+        sources = (terminal, terminal, terminal)
+    else:
+        stdin = inherited.stdin
+        if stdin is None:
+            stdin = files.open_in_root(root, "/dev/null", os.O_RDWR)
+        sources = (stdin, inherited.stdout, inherited.stderr)
+        for stream in {inherited.stdout, inherited.stderr}:
+            if stat.S_ISFIFO(os.fstat(stream).st_mode):
+                os.fchown(stream, who.uid, who.gid)
+        if inherited.stdin is not None and stat.S_ISFIFO(os.fstat(stdin).st_mode):
+            os.fchown(stdin, who.uid, who.gid)
+    # Out of the way first, so that no dup2 overwrites a source.
+    high = [fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, 10) for source in sources]
+    report = fcntl.fcntl(inherited.control.fileno(), fcntl.F_DUPFD_CLOEXEC, 10)
+    for number, source in enumerate(high):
+        os.dup2(source, number)
+    os.dup2(report, REPORT)
+    process.close_on_exec_from(REPORT + 1)
+
+
+def _change_directory(program: Process) -> None:
+    """chdir(2), made where missing as Docker does; the result must lie inside the root."""
+    path = program["cwd"]
+    if not path.startswith("/"):
+        raise InvalidError(f"the working directory {path!r} is not an absolute path")
+    try:
+        os.chdir(path)
+    except FileNotFoundError:
+        try:
+            os.makedirs(path, 0o755)
+            os.chdir(path)
+        except OSError as error:
+            raise FailedError(
+                f"cannot make the working directory {path}: {error.strerror}"
+            ) from error
+    except OSError as error:
+        raise FailedError(
+            f"cannot change to the working directory {path}: {error.strerror}",
+            exit_code=CANNOT_EXECUTE if error.errno == errno.EACCES else 125,
+        ) from error
+    # CVE-2024-21626: a working directory reached through a leaked descriptor is outside the
+    # root, and getcwd(2) then says "(unreachable)" or fails.
+    try:
+        inside = os.getcwd().startswith("/")
+    except OSError:
+        inside = False
+    if not inside:
+        raise FailedError(f"the working directory {path} leads out of the container")
+
+
+def find_program(name: str, path: str) -> str:
+    """The file to execute for *name*, looked for in *path* as a shell would.
+
+    Raises with Docker's words and exit code: 127 not found, 126 not executable.
+    """
+    if "/" in name:
+        return name
+    denied = ""
+    for directory in path.split(":"):
+        candidate = f"{directory or '.'}/{name}"
+        try:
+            mode = os.stat(candidate).st_mode
+        except OSError:
+            continue
+        if stat.S_ISDIR(mode):
+            continue
+        if os.access(candidate, os.X_OK, effective_ids=True):
+            return candidate
+        denied = candidate
+    if denied:
+        raise FailedError(f'exec: "{name}": permission denied', exit_code=CANNOT_EXECUTE)
+    raise FailedError(
+        f'exec: "{name}": executable file not found in $PATH',
+        hint="check the spelling, or give the full path inside the image",
+        exit_code=NOT_FOUND,
+    )
+
+
+def finish(program: Process, inherited: Inherited, root: int, *, terminal: int | None) -> NoReturn:
+    """Rule 5: give up privilege step by step, and execute the program through the stub."""
+    passwd = identity.read_account_file(root, "etc/passwd")
+    group = identity.read_account_file(root, "etc/group")
+    who = identity.resolve(program["user"], tuple(program["groups"]), passwd, group)
+    limit = program["id_limit"]
+    if limit:
+        for number in (who.uid, who.gid, *who.groups):
+            if number >= limit:
+                raise InvalidError(
+                    f"id {number} is outside this container's {limit} ids",
+                    hint=f"run it with --userns=auto:size={number + 1} or --userns=host",
+                )
+    environment = program["env"]
+    if not any(item.startswith("HOME=") for item in environment):
+        environment = [*environment, f"HOME={who.home}"]
+    _standard_streams(program, inherited, root, who, terminal)
+    filter_program = base64.b64decode(program["seccomp"])
+    # 1. the bounding set
+    confine.drop_bounding(program["capabilities"], inherited.last_capability)
+    # 2. seccomp needs privilege unless no_new_privs is on: without it, before the ids go
+    if filter_program and not program["no_new_privileges"]:
+        seccomp.install(filter_program)
+    # 3. the ids, then the capability sets
+    confine.become(who.uid, who.gid, list(who.groups), program["capabilities"])
+    _change_directory(program)
+    path = next((i[5:] for i in reversed(environment) if i.startswith("PATH=")), "")
+    arguments = [os.fsencode(argument) for argument in program["args"]]
+    file = os.fsencode(find_program(program["args"][0], path))
+    # Python ignores these; an ignored signal stays ignored across exec.
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(ignored, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # 4. no_new_privs, then seccomp: last, so that it need not allow what the steps above did
+    if program["no_new_privileges"]:
+        confine.no_new_privileges()
+        if filter_program:
+            seccomp.install(filter_program)
+    stub = inherited.stub
+    os.write(REPORT, READY)
+    process.execute(
+        stub.descriptor,
+        [stub.cookie, file, *arguments],
+        [os.fsencode(item) for item in environment],
+    )
+    raise FailedError("the stub did not start")

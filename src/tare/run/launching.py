@@ -1,0 +1,390 @@
+"""Starting a sandbox: what the keeper does outside, beside what `run.init` does inside.
+
+The child is cloned first and sets up what needs nothing from here, while this side writes the id
+maps, joins the cgroup, and makes the overlay, /dev and the binds, which need the host's
+privilege. Then everything goes over as descriptors. The keeper is not blocked while the child
+finishes: `Launch.answer` is called when the child says something.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import json
+import os
+import resource
+import signal
+import socket
+import stat
+from dataclasses import dataclass, field
+
+from tare.errors import FailedError, InvalidError, MissingError, TareError, UnsupportedError
+from tare.kernel import cgroup, mount, process
+from tare.run import devices, init, rootfs
+from tare.run.sandbox import Bind, Sandbox
+from tare.run.stub import Stub
+
+
+@dataclass(slots=True)
+class Context:
+    """What the keeper has for every launch."""
+
+    layout: cgroup.Layout
+    layers: rootfs.Layers
+    stub: Stub
+    last_capability: int
+    test_points: int | None
+    own_pid_namespace: int
+    nofile_hard: int
+
+
+@dataclass(slots=True)
+class Launch:
+    """A child on its way to its program: its handles, and how to undo everything."""
+
+    sandbox: Sandbox
+    control: socket.socket
+    group: cgroup.Group
+    pid: int = 0
+    pidfd: int = -1
+    stdout: int = -1  # reading ends, or -1
+    stderr: int = -1
+    stdin: int = -1  # writing end
+    terminal: int = -1  # master
+    kept: list[int] = field(default_factory=list)  # closed late, to keep teardown off the exit
+    warnings: list[str] = field(default_factory=list)
+    ready: bool = False
+
+    def answer(self) -> bool:
+        """Take what the child says; True when its program runs; a TareError when it failed."""
+        while True:
+            try:
+                data, ancillary, _, _ = self.control.recvmsg(init.MAXIMUM_FDS * 512, 64)
+            except BlockingIOError:
+                return False
+            except ConnectionResetError:
+                data, ancillary = b"", []
+            if data == b"terminal":
+                numbers = array.array("i")
+                numbers.frombytes(ancillary[0][2])
+                self.terminal = numbers[0]
+                os.set_inheritable(self.terminal, False)
+            elif data == init.READY:
+                self.ready = True
+            elif not data:
+                if self.ready:
+                    return True
+                raise self._died()
+            else:
+                raise failure(data, self.sandbox["process"]["args"][0])
+
+    def _died(self) -> TareError:
+        with contextlib.suppress(OSError):
+            if self.group.oom_kills():
+                return FailedError(
+                    "the container was killed while it was set up: its memory limit is too low",
+                    hint="give it more --memory",
+                    exit_code=125,
+                )
+        return FailedError("the container's first process died while it was set up", exit_code=125)
+
+    def abandon(self) -> None:
+        """Undo: nothing of the launch is left."""
+        self.control.close()
+        if self.pidfd >= 0:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+        for descriptor in (
+            self.pidfd, self.stdout, self.stderr, self.stdin, self.terminal, *self.kept,
+        ):  # fmt: skip
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.pidfd = self.stdout = self.stderr = self.stdin = self.terminal = -1
+        self.kept.clear()
+        with contextlib.suppress(OSError):
+            self.group.kill()
+            self.group.remove()
+        remove_run_directory(self.sandbox["run_dir"])
+
+
+def failure(report: bytes, program: str) -> TareError:
+    """The error for what a child reported: the stub's errno, or `init.fail`'s JSON."""
+    if len(report) == 4:  # the stub's errno
+        number = int.from_bytes(report, "little")
+        words = os.strerror(number).lower()
+        not_found = number in (errno.ENOENT, errno.ENOTDIR)
+        code = init.NOT_FOUND if not_found else init.CANNOT_EXECUTE
+        hint = ""
+        if number == errno.ENOEXEC:
+            words = "exec format error"
+            hint = "it is no program for this machine: wrong architecture, or a script without #!"
+        elif not_found:
+            hint = "the file, its interpreter (#!) or its dynamic loader is not in the image"
+        return FailedError(f'exec: "{program}": {words}', hint=hint, exit_code=code)
+    try:
+        parsed = json.loads(report)
+        words, hint = str(parsed["error"]), str(parsed["hint"])
+        code = int(parsed["exit_code"])
+        kind = InvalidError if parsed["kind"] == "invalid" else FailedError
+    except (ValueError, KeyError):
+        return FailedError("the container's set-up failed", exit_code=125)
+    return kind(words, hint=hint, exit_code=code)
+
+
+def remove_run_directory(path: str) -> None:
+    """Delete a container's run directory; its few files have fixed names."""
+    for name in ("stdout", "stderr", "exit", "exit.new", "keeper.json"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{path}/{name}")
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+
+
+def launch(sandbox: Sandbox, context: Context) -> Launch:
+    """Clone the child and hand it everything; raises TareError with nothing left behind."""
+    # The group's name is the container's: one of a crashed start may be left, and is replaced.
+    group = context.layout.group(sandbox["cgroup"]["path"])
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    work = Launch(sandbox, ours, group)
+    try:
+        with theirs:
+            _launch(work, theirs, context)
+    except TareError:
+        work.abandon()
+        raise
+    except cgroup.LimitError as error:
+        work.abandon()
+        kind = InvalidError if isinstance(error, cgroup.RefusedLimitError) else UnsupportedError
+        raise kind(str(error.strerror), hint=error.hint, exit_code=125) from error
+    except OSError as error:
+        work.abandon()
+        raise FailedError(
+            f"cannot set up the container: {error.strerror}"
+            + (f" ({error.filename})" if error.filename else ""),
+            exit_code=125,
+        ) from error
+    return work
+
+
+def _launch(work: Launch, theirs: socket.socket, context: Context) -> None:
+    sandbox = work.sandbox
+    inherited = _streams(work, theirs, context)
+    group = work.group
+    id_map = sandbox["id_map"]
+    owner = id_map[0] if id_map else 0
+    flags = sandbox["flags"]
+    own_devices = devices.make(
+        sandbox["devices"],
+        owner,
+        everything=sandbox["all_devices"],
+        rules=sandbox["cgroup"]["devices"],
+    )
+    to_close = [own_devices.tree, inherited.stdout, inherited.stderr]
+    if inherited.stdin is not None:
+        to_close.append(inherited.stdin)
+    try:
+        _make_group(work, own_devices.rules)
+        born_in = group.open_directory()
+        if born_in is not None:
+            to_close.append(born_in)
+        inherited.tasks = group.open_tasks()
+        to_close += inherited.tasks
+        work.pid, work.pidfd = process.spawn(flags, cgroup=born_in)
+        if work.pid == 0:
+            init.enter(sandbox, inherited)
+        if id_map is not None:
+            rootfs.write_id_maps(work.pid, id_map)
+        _limit(work, context)
+        user_namespace = -1
+        if id_map is not None and id_map[0] != 0:
+            path = f"/proc/{work.pid}/ns/user"
+            user_namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            to_close.append(user_namespace)
+        root = _root(work, context, user_namespace, owner)
+        work.kept.append(root)
+        trees = [root, own_devices.tree]
+        for wanted in sandbox["binds"]:
+            tree = clone_bind(wanted, user_namespace)
+            trees.append(tree)
+            to_close.append(tree)
+        if flags & process.CLONE_NEWNET:
+            # Tearing down a network namespace takes long: keep it until the exit is reported.
+            path = f"/proc/{work.pid}/ns/net"
+            work.kept.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        _send(work.control, trees)
+    finally:
+        for descriptor in to_close:
+            os.close(descriptor)
+
+
+def _send(control: socket.socket, trees: list[int]) -> None:
+    step = init.MAXIMUM_FDS
+    for start in range(0, len(trees), step):
+        batch = trees[start : start + step]
+        word = b"go" if start + step >= len(trees) else b"more"
+        rights = array.array("i", batch)
+        control.sendmsg([word], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+
+
+def _streams(work: Launch, theirs: socket.socket, context: Context) -> init.Inherited:
+    """The run directory and the ends of the program's standard streams."""
+    sandbox = work.sandbox
+    run = sandbox["run_dir"]
+    try:
+        os.mkdir(run, 0o700)
+    except FileExistsError:
+        remove_run_directory(run)
+        os.makedirs(run, 0o700, exist_ok=True)
+    owner = sandbox["id_map"][0] if sandbox["id_map"] else 0
+    program = sandbox["process"]
+    stdin: int | None = None
+    stdout = stderr = -1
+    if program["tty"]:
+        # The terminal is made inside; these two stand in until it is there.
+        stdout, stderr = (os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC) for _ in range(2))
+    else:
+        work.stdout, stdout = _fifo(f"{run}/stdout", owner)
+        work.stderr, stderr = _fifo(f"{run}/stderr", owner)
+        if program["stdin"]:
+            stdin, work.stdin = os.pipe2(os.O_CLOEXEC)
+            os.fchown(stdin, owner, owner)
+    return init.Inherited(
+        control=theirs,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        stub=context.stub,
+        last_capability=context.last_capability,
+        test_points=context.test_points,
+        tasks=[],
+    )
+
+
+def _fifo(path: str, owner: int) -> tuple[int, int]:
+    """A named pipe: our reading end, and the program's, which is open for both (see `output`)."""
+    os.mkfifo(path, 0o600)
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    writing = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    if owner:
+        os.fchown(writing, owner, owner)
+    return reading, writing
+
+
+def _make_group(work: Launch, rules: tuple[cgroup.DeviceRule, ...]) -> None:
+    wanted = work.sandbox["cgroup"]
+    limits = limits_of(wanted["limits"], wanted["throttles"], rules)
+    group = work.group
+    group.create()
+    work.warnings += group.apply(limits)
+
+
+def limits_of(
+    values: dict[str, int | str | bool | None],
+    throttles: dict[str, list[tuple[str, int]]],
+    rules: tuple[cgroup.DeviceRule, ...] = (),
+) -> cgroup.Limits:
+    """`cgroup.Limits` from a plan's values, device paths looked up on the host."""
+    numbers = {
+        name: tuple((*_block_device(path), rate) for path, rate in wanted)
+        for name, wanted in throttles.items()
+    }
+    return cgroup.Limits(devices=rules, **values, **numbers)  # type: ignore[arg-type]  # the plan's keys are its fields
+
+
+def _block_device(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise MissingError(f"no such device: {path} ({error.strerror})") from None
+    if not stat.S_ISBLK(status.st_mode):
+        raise InvalidError(f"{path} is not a block device: its I/O cannot be limited")
+    return os.major(status.st_rdev), os.minor(status.st_rdev)
+
+
+def _limit(work: Launch, context: Context) -> None:
+    """rlimits and the OOM score, from outside: raising needs the host's privilege."""
+    program = work.sandbox["process"]
+    apply_limits(work.pid, program["rlimits"], program["oom_score_adj"], work.warnings)
+
+
+def apply_limits(
+    pid: int,
+    rlimits: list[tuple[int, int, int]],
+    oom_score_adj: int | None,
+    warnings: list[str],
+) -> None:
+    """prlimit(2) and /proc/PID/oom_score_adj; without CAP_SYS_RESOURCE clamped, and said."""
+    for number, soft, hard in rlimits:
+        try:
+            resource.prlimit(pid, number, (soft, hard))
+        except PermissionError:
+            _, highest = resource.prlimit(pid, number)
+            if highest != resource.RLIM_INFINITY:
+                hard = highest if hard == resource.RLIM_INFINITY else min(hard, highest)
+                soft = hard if soft == resource.RLIM_INFINITY else min(soft, hard)
+            resource.prlimit(pid, number, (soft, hard))
+            warnings.append(f"ulimit {number} was lowered to {hard}: no CAP_SYS_RESOURCE here")
+    if oom_score_adj is not None:
+        try:
+            with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
+                file.write(str(oom_score_adj))
+        except PermissionError:
+            warnings.append("oom_score_adj was not lowered: no CAP_SYS_RESOURCE here")
+
+
+def _root(work: Launch, context: Context, user_namespace: int, owner: int) -> int:
+    wanted = work.sandbox["root"]
+    lowers: list[int] = []
+    try:
+        for path in wanted["layers"]:
+            lowers.append(context.layers.clone(path))
+        if user_namespace >= 0:
+            rootfs.map_lowers(lowers, user_namespace)
+        return rootfs.overlay(wanted, lowers, owner=owner, volatile=wanted["volatile"])
+    finally:
+        for lower in lowers:
+            os.close(lower)
+
+
+def clone_bind(wanted: Bind, user_namespace: int) -> int:
+    """A detached, private, possibly id-mapped clone of a host tree; MissingError names it."""
+    source = wanted["source"]
+    try:
+        tree = mount.clone_tree(source, recursive=wanted["recursive"], follow=True)
+    except FileNotFoundError:
+        if not wanted["create"]:
+            raise MissingError(
+                f"invalid mount config: bind source path does not exist: {source}",
+                hint="create it first, or use -v, which makes missing directories",
+                exit_code=125,
+            ) from None
+        os.makedirs(source, 0o755, exist_ok=True)
+        tree = mount.clone_tree(source, recursive=wanted["recursive"], follow=True)
+    try:
+        propagation = mount.PROPAGATION[wanted["propagation"]]
+        attributes = 0 if wanted["generated"] else mount.NODEV
+        attributes |= mount.RDONLY if wanted["read_only"] else 0
+        recursive = wanted["recursive"]
+        mount.set_attributes(tree, attributes, propagation=propagation, recursive=recursive)
+        if wanted["map_ids"] and user_namespace >= 0:
+            _map_bind(tree, user_namespace, recursive=recursive)
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
+
+
+def _map_bind(tree: int, user_namespace: int, *, recursive: bool) -> None:
+    """Shift a bind's ids; a file system that cannot (NFS, FUSE, already mapped) stays as it is.
+
+    Its files then belong to nobody inside: safe, and `doctor` says so.
+    """
+    try:
+        mount.map_ids(tree, user_namespace, recursive=recursive)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP):
+            raise

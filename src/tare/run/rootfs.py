@@ -1,0 +1,213 @@
+"""Root file systems: layers, id maps and the overlay, as detached mounts.
+
+A layer is an EROFS file, mounted once by this process and cloned for each user, or a directory.
+Nothing here has a mount point until a sandbox attaches it in its own mount namespace, so a
+process that dies takes its mounts with it.
+
+Not for: what layers are made of (`image.layers`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Final
+
+from tare.kernel import mount, process
+from tare.run.sandbox import Root
+
+_KEPT_LAYERS: Final = 512
+_PREFERRED_DIRECT: Final = [True]  # whether this kernel's EROFS takes "directio"
+
+
+def mount_layer(path: str) -> int:
+    """A detached read-only mount of the layer at *path*."""
+    if os.path.isdir(path):
+        tree = mount.clone_tree(path)
+        mount.set_attributes(tree, mount.RDONLY | mount.NODEV, propagation=mount.MS_PRIVATE)
+        return tree
+    options: list[tuple[str, str | int | None]] = [("source", path), ("ro", None)]
+    attributes = mount.RDONLY | mount.NODEV
+    if _PREFERRED_DIRECT[0]:
+        # File-backed EROFS would keep every page twice; direct I/O below it keeps one copy.
+        with contextlib.suppress(OSError):
+            return mount.filesystem("erofs", [*options, ("directio", None)], attributes=attributes)
+        tree = mount.filesystem("erofs", options, attributes=attributes)
+        _PREFERRED_DIRECT[0] = False
+        return tree
+    return mount.filesystem("erofs", options, attributes=attributes)
+
+
+class Layers:
+    """Mounted layers by path, for a process that uses them again and again (the keeper)."""
+
+    def __init__(self) -> None:
+        self._mounted: OrderedDict[str, int] = OrderedDict()
+
+    def clone(self, path: str) -> int:
+        """A detached mount of the layer, owned by the caller."""
+        cached = self._mounted.get(path)
+        if cached is None:
+            cached = mount_layer(path)
+            self._mounted[path] = cached
+            if len(self._mounted) > _KEPT_LAYERS:
+                os.close(self._mounted.popitem(last=False)[1])
+        else:
+            self._mounted.move_to_end(path)
+        try:
+            return mount.clone_tree_at(cached)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return mount_layer(path)  # before Linux 6.15 a detached mount cannot be cloned
+
+    def forget(self, path: str) -> None:
+        """Let go of a layer whose image is being deleted."""
+        descriptor = self._mounted.pop(path, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def keep_only_existing(self) -> None:
+        """Let go of layers whose files are gone, so that their space is freed."""
+        for path in [p for p in self._mounted if not os.path.exists(p)]:
+            self.forget(path)
+
+
+def overlay(
+    root: Root, lowers: list[int], *, owner: int, volatile: bool = False, user_xattr: bool = False
+) -> int:
+    """A detached overlay of *lowers* (mounts, bottom first) under the root's upper directory.
+
+    The upper and work directories are made if they are missing, the upper one with the
+    attributes of the topmost layer's root. *owner* is the host's id of the container's root.
+    """
+    _make_upper(root, lowers, owner)
+    options: list[tuple[str, str | int | None]] = [
+        ("lowerdir+", lower) for lower in reversed(lowers)
+    ]
+    tail: list[tuple[str, str | int | None]] = [
+        ("upperdir", root["upper"]),
+        ("workdir", root["work"]),
+        # Our own diff reads the upper directory: it must hold whole files under their names.
+        ("redirect_dir", "nofollow"),
+        ("metacopy", "off"),
+        ("index", "off"),
+        ("xino", "off"),
+    ]
+    if user_xattr:
+        tail = [*tail[:2], ("userxattr", None), ("xino", "off")]
+    if volatile:
+        tail.append(("volatile", None))
+    try:
+        return mount.filesystem("overlay", options + tail, attributes=root["attributes"])
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    # Before Linux 6.13 layers are named by path; /proc/self/fd names a detached mount as well.
+    names = ":".join(f"/proc/self/fd/{lower}" for lower in reversed(lowers))
+    return mount.filesystem("overlay", [("lowerdir", names), *tail], attributes=root["attributes"])
+
+
+def _make_upper(root: Root, lowers: list[int], owner: int) -> None:
+    try:
+        os.mkdir(root["upper"], 0o700)
+    except FileExistsError:
+        os.makedirs(root["work"], 0o700, exist_ok=True)
+        return
+    status = os.fstat(lowers[-1])
+    os.makedirs(root["work"], 0o700, exist_ok=True)
+    os.chown(root["upper"], max(status.st_uid, owner), max(status.st_gid, owner))
+    os.chmod(root["upper"], status.st_mode & 0o7777)
+
+
+def map_lowers(lowers: list[int], user_namespace: int) -> None:
+    """Show each of *lowers* with its ids shifted into the block of the namespace."""
+    for lower in lowers:
+        mount.map_ids(lower, user_namespace)
+
+
+@contextlib.contextmanager
+def id_namespace(block: tuple[int, int]) -> Iterator[int]:
+    """A user namespace that maps 0.. to *block*, for as long as the ``with`` lasts.
+
+    It needs a process; that one only waits to be killed.
+    """
+    read, write = os.pipe()
+    # os.fork is safe with threads because the child calls nothing but read and _exit.
+    pid = os.fork()
+    if pid == 0:
+        try:
+            process.unshare(process.CLONE_NEWUSER)
+            os.write(write, b"1")
+            os.close(write)
+            process.die_with_parent()
+            signal.pause()
+        finally:
+            os._exit(0)
+    descriptor = -1
+    try:
+        os.close(write)
+        os.read(read, 1)
+        write_id_maps(pid, block)
+        descriptor = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        yield descriptor
+    finally:
+        os.close(read)
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def write_id_maps(pid: int, block: tuple[int, int]) -> None:
+    """Map ids 0.. of the user namespace of *pid* to *block* = (base, size), user_namespaces(7)."""
+    line = f"0 {block[0]} {block[1]}".encode()
+    for name in ("uid_map", "gid_map"):
+        file = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(file, line)
+        finally:
+            os.close(file)
+
+
+def mounted(root: Root, block: tuple[int, int] | None, *, user_xattr: bool = False) -> int:
+    """The root of a container that does not run, as a detached mount owned by the caller.
+
+    Ids in it are the host's, shifted by *block*.
+    """
+    lowers: list[int] = []
+    try:
+        lowers = [mount_layer(path) for path in root["layers"]]
+        if block is not None:
+            with id_namespace(block) as namespace:
+                map_lowers(lowers, namespace)
+        owner = block[0] if block else 0
+        return overlay(root, lowers, owner=owner, user_xattr=user_xattr)
+    finally:
+        for lower in lowers:
+            os.close(lower)
+
+
+def mounted_image(layers: list[str]) -> int:
+    """A detached read-only view of *layers* (bottom first) as one tree; ids unshifted."""
+    lowers = [mount_layer(path) for path in layers]
+    try:
+        if len(lowers) == 1:
+            return mount.clone_tree_at(lowers[0])
+        options: list[tuple[str, str | int | None]] = [
+            ("lowerdir+", lower) for lower in reversed(lowers)
+        ]
+        return mount.filesystem("overlay", options, attributes=mount.RDONLY | mount.NODEV)
+    finally:
+        for lower in lowers:
+            os.close(lower)
+
+
+def live(pid: int) -> int:
+    """The root directory of the running process *pid*, all its mounts included."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    return os.open(f"/proc/{pid}/root", flags)
