@@ -210,6 +210,18 @@ def test_a_long_program_still_jumps_to_the_right_place() -> None:
         assert answer(code, "x86_64", numbers[name], (0, 0, 0, 0, 0, 2**40)) == EPERM
 
 
+@pytest.mark.parametrize("checks", range(124, 131))
+def test_a_leaf_about_as_long_as_a_jump_reaches_is_jumped_over(checks: int) -> None:
+    values = range(1, 2 * checks, 2)
+    rules = [Rule(("socket",), Ret.ALLOW, (Comparison(0, Op.EQ, value),)) for value in values]
+
+    code = compiled(Profile(EPERM, (*rules, Rule(("connect", "bind"), Ret.ALLOW))))
+
+    assert answer(code, "x86_64", 42) == Ret.ALLOW
+    assert answer(code, "x86_64", 41, (values[-1],)) == Ret.ALLOW
+    assert answer(code, "x86_64", 41, (values[-1] + 1,)) == EPERM
+
+
 def test_a_processor_without_a_table_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="riscv64"):
         compile_filter(
