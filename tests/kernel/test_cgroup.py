@@ -205,10 +205,11 @@ def test_a_mount_that_shows_a_subtree_is_followed_from_its_root(host: Host) -> N
     assert layout.hierarchies[0].base == str(host.root / "pids" / "inner")
 
 
-def test_a_position_outside_the_mount_is_not_used(host: Host) -> None:
-    host.directory("pids")
+@pytest.mark.parametrize("position", ["/../other", "/docker/abcd", "/docker", "/"])
+def test_a_position_outside_the_mount_is_not_used(host: Host, position: str) -> None:
+    host.directory("pids/d")
     host.mount("pids", "rw,pids", shown="/docker/abc")
-    host.at("pids", "/../other")
+    host.at("pids", position)
 
     layout = host.detect(privileged=False)
 

@@ -213,6 +213,27 @@ def test_a_leftover_in_one_hierarchy_is_no_obstacle(layout: Layout, parent: str)
     assert half.oom_kills() == 0
 
 
+def test_a_leftover_cpu_set_does_not_limit_the_next_group(layout: Layout, group: Group) -> None:
+    group.apply(Limits(cpuset_cpus="0"))
+
+    layout.group(group.path).create()
+
+    tree = layout.v1("cpuset")
+    assert tree is not None
+    assert not os.path.exists(tree.base + group.path)
+
+
+def test_an_empty_cpu_list_is_the_parent_s(layout: Layout, group: Group) -> None:
+    group.apply(Limits(cpuset_cpus="0"))
+
+    group.update(Limits(cpuset_cpus=""))
+
+    tree = layout.v1("cpuset")
+    assert tree is not None
+    every = Path(tree.base, "cpuset.cpus").read_text().strip()
+    assert value(layout, "cpuset", group, "cpuset.cpus") == every
+
+
 def test_a_group_in_use_is_not_made_again(layout: Layout, group: Group) -> None:
     with process_in(group, forever) as child:
         with pytest.raises(FileExistsError, match="in use"):
