@@ -186,6 +186,38 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogQuery:
+    """Which lines of a log are wanted; ``tail`` is the last so many of them, None all."""
+
+    stdout: bool = True
+    stderr: bool = True
+    follow: bool = False
+    since_ns: int | None = None
+    until_ns: int | None = None
+    tail: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of output with its newline; ``stream`` is 1 (stdout) or 2 (stderr)."""
+
+    stream: int
+    time_ns: int
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathStat:
+    """A file of a container as ``cp`` shows it; ``mode`` is st_mode."""
+
+    name: str
+    size: int
+    mode: int
+    mtime_ns: int
+    link_target: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Top:
     """The processes of a container, as ps prints them."""
 

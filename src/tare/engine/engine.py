@@ -1,0 +1,154 @@
+"""The engine: its parts put together, and the door to them for the API.
+
+``containers``, ``execs``, ``images`` and ``events`` are the use cases; every verb that may wait is
+a coroutine. Those that never wait are plain calls: ``containers.logs`` (an async generator of
+batches of `LogLine`), ``containers.waiter`` (a future, registered when it returns),
+``containers.usage``, ``execs.inspect``, ``execs.of``, ``events.subscribe``, ``images.save`` and
+``containers.export`` (async generators).
+
+Not for: HTTP (api), the process around it (daemon).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from tare.engine import recovery
+from tare.engine.containers import Containers
+from tare.engine.core import Core, request
+from tare.engine.driver import Driver, Request
+from tare.engine.events import Events
+from tare.engine.execs import Execs
+from tare.engine.health import Checks
+from tare.engine.ids import Blocks
+from tare.engine.images import Images
+from tare.engine.lifecycle import Lifecycle
+from tare.engine.limits import Abilities
+from tare.engine.paths import Paths
+from tare.engine.store import Store
+from tare.engine.workloads import Workloads
+from tare.image.store import ImageStore
+from tare.kernel import cgroup
+from tare.model.record import Check, Info, Record
+
+_HOUSEKEEPING = 2.0
+
+
+class Engine:
+    """One engine on one host; `start` it in a running event loop, `close` it there."""
+
+    def __init__(
+        self, paths: Paths, store: Store, driver: Driver, images: ImageStore, abilities: Abilities
+    ) -> None:
+        self.paths = paths
+        self.events = Events()
+        self._store = store
+        self._driver = driver
+        self.images = Images(images, store, self.events)
+        blocks, workloads = Blocks(), Workloads(paths)
+        self._workloads = workloads
+        self._lifecycle = Lifecycle(
+            store=store,
+            driver=driver,
+            events=self.events,
+            blocks=blocks,
+            workloads=workloads,
+            prepare=self._request,
+        )
+        self._lifecycle.after_removal.append(
+            lambda record: self.images.release(record.image_id, record.id)
+        )
+        core = Core(
+            paths=paths,
+            store=store,
+            events=self.events,
+            blocks=blocks,
+            workloads=workloads,
+            driver=driver,
+            lifecycle=self._lifecycle,
+            images=self.images,
+            abilities=abilities,
+        )
+        self.containers = Containers(core)
+        self.execs = Execs(store, driver, self._lifecycle)
+        self._checks = Checks(store, self._lifecycle, self.execs)
+        self._core = core
+        self._housekeeping: asyncio.Task[None] | None = None
+
+    @classmethod
+    def open(cls, paths: Paths) -> Self:
+        """The engine of *paths* on this host, not started; the caller holds its lock."""
+        from tare.engine.abilities import detect
+        from tare.engine.sandboxes import Sandboxes
+        from tare.run import host
+
+        paths.prepare()
+        facts = host.detect()
+        layout = cgroup.detect()
+        with contextlib.suppress(OSError):
+            layout.make_room()
+        driver = Sandboxes(paths, facts, layout)
+        images = ImageStore(paths.state, extract=facts.rootless or not erofs_from_files())
+        return cls(paths, Store(paths.database), driver, images, detect(layout))
+
+    async def start(self) -> None:
+        """Make every record true and begin to keep it so; call it before any request."""
+        for record in self._store.all():
+            self.images.hold(record.image_id, record.id)
+        await asyncio.to_thread(self.images.recover)
+        await recovery.recover(self._lifecycle)
+        self._housekeeping = asyncio.get_running_loop().create_task(self._keep_house())
+
+    async def close(self) -> None:
+        """Let go of everything; containers and the keeper go on."""
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+        await self._checks.close()
+        await self._lifecycle.close()
+        await self._workloads.close()
+        await self._driver.close()
+        self.images.close()
+        self._store.close()
+
+    async def info(self) -> Info:
+        """The host and the engine at a glance."""
+        from tare.engine import info
+
+        return await info.collect(self._core)
+
+    async def doctor(self) -> Sequence[Check]:
+        """What this host lacks, what that costs, and what to do."""
+        from tare.engine import doctor
+
+        return await asyncio.to_thread(doctor.examine, self.paths)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs or is about to: an idle daemon may end."""
+        return bool(self._store.active())
+
+    async def _request(self, record: Record) -> Request:
+        return request(record, self._store, await self.images.layers(record.image_id))
+
+    async def _keep_house(self) -> None:
+        """What must be done now and then, off every request's path."""
+        while True:
+            await asyncio.sleep(_HOUSEKEEPING)
+            if self._store.checkpoint_due:
+                await asyncio.to_thread(self._store.checkpoint)
+
+
+def erofs_from_files() -> bool:
+    """Whether this kernel mounts EROFS from a plain file (Linux 6.12 and the module)."""
+    release = os.uname().release.split(".")
+    try:
+        recent = (int(release[0]), int(release[1].split("-")[0])) >= (6, 12)
+    except (ValueError, IndexError):
+        return False
+    known = Path("/proc/filesystems").read_text("ascii").split()
+    return recent and "erofs" in known
