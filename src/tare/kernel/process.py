@@ -71,7 +71,9 @@ def spawn(flags: int, *, cgroup: int | None = None) -> tuple[int, int]:
     *cgroup* is the descriptor of a v2 group to be born in.
     """
     pidfd = c_int(-1)
-    arguments = _CloneArgs(flags=flags | _CLONE_PIDFD, exit_signal=signal.SIGCHLD)
+    # clone3(2): with CLONE_PARENT the exit signal is the parent's own and must not be given.
+    exit_signal = 0 if flags & CLONE_PARENT else signal.SIGCHLD
+    arguments = _CloneArgs(flags=flags | _CLONE_PIDFD, exit_signal=exit_signal)
     arguments.pidfd = ctypes.addressof(pidfd)
     if cgroup is not None:
         arguments.flags |= _CLONE_INTO_CGROUP

@@ -96,9 +96,11 @@ def _walk(top: str) -> Iterator[tuple[str, os.stat_result]]:
         if stat.S_ISDIR(status.st_mode):
             if entry.name not in _SKIPPED:
                 yield from _walk(entry.path)
-        elif stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
-            if entry.name not in _SKIPPED:
-                yield entry.path, status
+        elif entry.name not in _SKIPPED and stat.S_IFMT(status.st_mode) in (
+            stat.S_IFCHR,
+            stat.S_IFBLK,
+        ):
+            yield entry.path, status
 
 
 def _place(tree: int, name: str, status: os.stat_result, owner: int) -> None:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import resource
+from typing import Final
 
 from tare.kernel import cgroup, confine
 from tare.run.plan import Host
+
+_INITS: Final = (
+    "/usr/bin/tini-static", "/usr/libexec/podman/catatonit", "/usr/bin/catatonit",
+    "/usr/bin/docker-init", "/usr/libexec/docker/docker-init",
+)  # fmt: skip
 
 
 def detect() -> Host:
@@ -22,6 +28,7 @@ def detect() -> Host:
         cgroup_version=2 if layout.mode is cgroup.Mode.V2 else 1,
         cgroup_controllers=v1_hierarchies(),
         nofile_hard=1 << 20 if hard == resource.RLIM_INFINITY else hard,
+        init=next((path for path in _INITS if os.access(path, os.X_OK)), ""),
         rootless=os.geteuid() != 0 or in_user_namespace(),
     )
 

@@ -142,7 +142,7 @@ class Keeper:
             connection.close()
             return
         self._lose_daemon()  # a new daemon takes over from a dead one
-        connection.setblocking(False)  # noqa: FBT003
+        connection.setblocking(False)
         self._daemon = connection
         self._receiver, self._sender = Receiver(connection), Sender(connection)
         self.watch(connection.fileno(), select.EPOLLIN, self._hear)
@@ -197,9 +197,7 @@ class Keeper:
         if self._sender.waiting:
             self._want_output()
 
-    def _reply(
-        self, sequence: int, result: Message, descriptors: list[int] | None = None
-    ) -> None:
+    def _reply(self, sequence: int, result: Message, descriptors: list[int] | None = None) -> None:
         self._send({"re": sequence, "ok": result}, descriptors)
 
     def _refuse(self, sequence: int, error: TareError) -> None:

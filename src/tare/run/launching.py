@@ -18,8 +18,16 @@ import signal
 import socket
 import stat
 from dataclasses import dataclass, field
+from typing import NoReturn
 
-from tare.errors import FailedError, InvalidError, MissingError, TareError, UnsupportedError
+from tare.errors import (
+    ConflictError,
+    FailedError,
+    InvalidError,
+    MissingError,
+    TareError,
+    UnsupportedError,
+)
 from tare.kernel import cgroup, mount, process
 from tare.run import devices, init, rootfs
 from tare.run.sandbox import Bind, Sandbox
@@ -193,10 +201,13 @@ def _launch(work: Launch, theirs: socket.socket, context: Context) -> None:
             to_close.append(born_in)
         inherited.tasks = group.open_tasks()
         to_close += inherited.tasks
-        work.pid, work.pidfd = process.spawn(flags, cgroup=born_in)
-        if work.pid == 0:
-            init.enter(sandbox, inherited)
-        if id_map is not None:
+        if sandbox["join"]:
+            _spawn_joined(work, inherited, born_in)
+        else:
+            work.pid, work.pidfd = process.spawn(flags, cgroup=born_in)
+            if work.pid == 0:
+                init.enter(sandbox, inherited)
+        if id_map is not None and flags & process.CLONE_NEWUSER:
             rootfs.write_id_maps(work.pid, id_map)
         _limit(work, context)
         user_namespace = -1
@@ -219,6 +230,72 @@ def _launch(work: Launch, theirs: socket.socket, context: Context) -> None:
     finally:
         for descriptor in to_close:
             os.close(descriptor)
+
+
+_KINDS = {
+    "user": process.CLONE_NEWUSER,
+    "network": process.CLONE_NEWNET,
+    "ipc": process.CLONE_NEWIPC,
+    "uts": process.CLONE_NEWUTS,
+    "pid": process.CLONE_NEWPID,
+}
+
+
+def _spawn_joined(work: Launch, inherited: init.Inherited, born_in: int | None) -> None:
+    """Clone into namespaces of other containers (``--network container:NAME``).
+
+    New namespaces must be owned by the user namespace that is joined, so a first child joins,
+    and clones the real one from there as our child (CLONE_PARENT); its pid comes back by a pipe.
+    """
+    sandbox = work.sandbox
+    handles: list[tuple[int, int]] = []
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    try:
+        # The user namespace first: joining the others needs its privilege.
+        for name in sorted(sandbox["join"], key=lambda n: n != "user"):
+            try:
+                handles.append((os.pidfd_open(sandbox["join"][name]), _KINDS[name]))
+            except ProcessLookupError:
+                raise ConflictError(
+                    f"the container whose {name} namespace is to be joined is not running",
+                    exit_code=125,
+                ) from None
+        stage, stage_fd = process.spawn(0, cgroup=born_in)
+        if stage == 0:
+            _stage(sandbox, inherited, handles, writing)
+        os.close(writing)
+        writing = -1
+        answer = os.read(reading, 64)
+        os.waitid(os.P_PIDFD, stage_fd, os.WEXITED)
+        os.close(stage_fd)
+        if answer.isdigit():
+            work.pid = int(answer)
+            work.pidfd = os.pidfd_open(work.pid)
+        elif not work.answer():
+            raise FailedError("cannot join the other container's namespaces", exit_code=125)
+    finally:
+        os.close(reading)
+        for descriptor in (writing, *(handle for handle, _ in handles)):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def _stage(
+    sandbox: Sandbox, inherited: init.Inherited, handles: list[tuple[int, int]], writing: int
+) -> NoReturn:
+    try:
+        init.join_cgroups(inherited)
+        inherited.tasks.clear()
+        process.set_dumpable(dumpable=False)
+        for handle, kind in handles:
+            process.join_namespaces(handle, kind)
+        pid, _ = process.spawn(sandbox["flags"] | process.CLONE_PARENT)
+        if pid == 0:
+            init.enter(sandbox, inherited)
+        os.write(writing, str(pid).encode())
+    except BaseException as error:  # the child must report and end, whatever it is
+        init.fail(inherited.control, error)
+    os._exit(0)
 
 
 def _send(control: socket.socket, trees: list[int]) -> None:
@@ -353,6 +430,8 @@ def _root(work: Launch, context: Context, user_namespace: int, owner: int) -> in
 def clone_bind(wanted: Bind, user_namespace: int) -> int:
     """A detached, private, possibly id-mapped clone of a host tree; MissingError names it."""
     source = wanted["source"]
+    if "process" in wanted:
+        return _borrow(wanted["process"], source)
     try:
         tree = mount.clone_tree(source, recursive=wanted["recursive"], follow=True)
     except FileNotFoundError:
@@ -376,6 +455,36 @@ def clone_bind(wanted: Bind, user_namespace: int) -> int:
         os.close(tree)
         raise
     return tree
+
+
+def _borrow(pid: int, path: str) -> int:
+    """A clone of the mount at *path* of another sandbox, taken by a child that enters it.
+
+    Only for paths that the sandbox itself cannot change: mounts below its /dev.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        handle = os.pidfd_open(pid)
+        child, child_fd = process.spawn(0)
+        if child == 0:
+            try:
+                process.set_dumpable(dumpable=False)
+                process.join_namespaces(handle, process.CLONE_NEWUSER | process.CLONE_NEWNS)
+                rights = array.array("i", [mount.clone_tree(path)])
+                theirs.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            finally:
+                os._exit(0)
+        theirs.close()
+        os.close(handle)
+        _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_LEN(4))
+        os.waitid(os.P_PIDFD, child_fd, os.WEXITED)
+        os.close(child_fd)
+    if not ancillary:
+        raise FailedError(f"cannot share {path} of the other container", exit_code=125)
+    numbers = array.array("i")
+    numbers.frombytes(ancillary[0][2])
+    os.set_inheritable(numbers[0], False)
+    return numbers[0]
 
 
 def _map_bind(tree: int, user_namespace: int, *, recursive: bool) -> None:

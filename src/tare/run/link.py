@@ -201,7 +201,7 @@ class Keeper:
                     ) from None
                 await asyncio.sleep(0.005)
             else:
-                connection.setblocking(False)  # noqa: FBT003
+                connection.setblocking(False)
                 return connection
 
     def _spawn(self) -> subprocess.Popen[bytes]:

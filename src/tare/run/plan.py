@@ -33,6 +33,8 @@ from tare.model.spec import (
 from tare.run.sandbox import Bind, Cgroup, ExecPlan, Log, Operation, Process, Sandbox
 
 DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108
+INIT_TARGET: Final = "/sbin/docker-init"
 DEFAULT_PIDS: Final = 2048
 HARDENED_PIDS: Final = 512
 
@@ -113,6 +115,7 @@ class Host:
     user_namespaces: bool = True
     id_mapped_mounts: bool = True
     rootless: bool = False
+    init: str = ""  # a static init such as tini, for --init
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +209,7 @@ def plan(spec: ContainerSpec, place: Place, host: Host) -> Sandbox:
         run_dir=place.run_dir,
         flags=_clone_flags(spec, shares_ids=shares_ids),
         id_map=None if shares_ids else place.id_block,
-        join=dict(place.joined),
+        join=_joins(place, shares_ids=shares_ids),
         cgroup_namespace=spec.namespaces.cgroup != "host",
         root={
             "layers": list(place.layers),
@@ -215,14 +218,14 @@ def plan(spec: ContainerSpec, place: Place, host: Host) -> Sandbox:
             "attributes": _root_attributes(spec),
             "volatile": spec.auto_remove,
         },
-        binds=_binds(spec, place, shares_ids=shares_ids),
+        binds=_binds(spec, place, host, shares_ids=shares_ids),
         devices=[
             {"source": d.host_path, "target": d.target, "permissions": d.permissions}
             for d in spec.devices
         ],
         all_devices=spec.security.privileged,
         operations=_operations(spec, place, host),
-        process=_process(spec, spec.process, host, id_block=None if shares_ids else place.id_block),
+        process=_first_process(spec, host, None if shares_ids else place.id_block),
         cgroup=_cgroup(spec, place),
         log=_log(spec, place),
     )
@@ -244,7 +247,6 @@ def plan_exec(spec: ContainerSpec, wish: ExecSpec, place: Place, host: Host) -> 
         privileged=wish.process.privileged,
     )
     process_plan = _process(spec, program, host, id_block=block)
-    process_plan["init"] = False
     return ExecPlan(
         id=place.id,
         exec_id="",
@@ -259,7 +261,8 @@ def plan_exec(spec: ContainerSpec, wish: ExecSpec, place: Place, host: Host) -> 
 def _clone_flags(spec: ContainerSpec, *, shares_ids: bool) -> int:
     names = spec.namespaces
     flags = process.CLONE_NEWNS
-    flags |= 0 if shares_ids else process.CLONE_NEWUSER
+    joins = any(name.startswith("container:") for name in (names.network, names.pid, names.ipc))
+    flags |= 0 if shares_ids or joins else process.CLONE_NEWUSER
     flags |= process.CLONE_NEWPID if names.pid == "" else 0
     flags |= process.CLONE_NEWUTS if names.uts == "" else 0
     flags |= process.CLONE_NEWIPC if names.ipc in ("", "private", "shareable", "none") else 0
@@ -284,7 +287,15 @@ def _root_attributes(spec: ContainerSpec) -> int:
 # --- mounts -----------------------------------------------------------------------------------
 
 
-def _binds(spec: ContainerSpec, place: Place, *, shares_ids: bool) -> list[Bind]:
+def _joins(place: Place, *, shares_ids: bool) -> dict[str, int]:
+    """The namespaces joined, with the user namespace that owns them."""
+    joins = dict(place.joined)
+    if joins and not shares_ids:
+        joins["user"] = next(iter(joins.values()))
+    return joins
+
+
+def _binds(spec: ContainerSpec, place: Place, host: Host, *, shares_ids: bool) -> list[Bind]:
     binds = [
         Bind(
             source=source,
@@ -295,8 +306,11 @@ def _binds(spec: ContainerSpec, place: Place, *, shares_ids: bool) -> list[Bind]
             create=False,
             generated=True,
         )
-        for target, source in _generated(spec, place)
+        for target, source in _generated(spec, place, host)
     ]
+    shared = _joined_memory(spec, place)
+    if shared is not None:
+        binds.append(shared)
     for wanted in _user_mounts(spec):
         if wanted.kind is MountKind.BIND:
             binds.append(
@@ -313,10 +327,38 @@ def _binds(spec: ContainerSpec, place: Place, *, shares_ids: bool) -> list[Bind]
     return binds
 
 
-def _generated(spec: ContainerSpec, place: Place) -> list[tuple[str, str]]:
-    """Generated files that no mount of the user replaces."""
+def _joined_memory(spec: ContainerSpec, place: Place) -> Bind | None:
+    """The /dev/shm of the host or of the container whose IPC namespace is joined."""
+    ipc = spec.namespaces.ipc
+    if SHARED_MEMORY in {m.target for m in spec.mounts}:
+        return None
+    if ipc != "host" and not ipc.startswith("container:"):
+        return None
+    bind = Bind(
+        source=SHARED_MEMORY,
+        read_only=False,
+        recursive=False,
+        map_ids=False,
+        propagation="private",
+        create=False,
+        generated=False,
+    )
+    if ipc != "host":
+        bind["process"] = place.joined.get("ipc", 0)
+    return bind
+
+
+def _generated(spec: ContainerSpec, place: Place, host: Host) -> list[tuple[str, str]]:
+    """Files of tare's own that no mount of the user replaces."""
     taken = {m.target for m in spec.mounts}
-    return [(t, s) for t, s in place.files.items() if t not in taken]
+    found = [(t, s) for t, s in place.files.items() if t not in taken]
+    if spec.init:
+        if not host.init:
+            raise UnsupportedError(
+                "--init needs a static init on the host", hint="apt-get install tini"
+            )
+        found.append((INIT_TARGET, host.init))
+    return found
 
 
 def _user_mounts(spec: ContainerSpec) -> list[Mount]:
@@ -388,7 +430,7 @@ def _operations(spec: ContainerSpec, place: Place, host: Host) -> list[Operation
             for path, mode in (("/run", "755"), ("/tmp", "1777"), ("/var/tmp", "1777"))  # noqa: S108
             if path not in taken
         ]
-    operations += _user_operations(spec, place)
+    operations += _user_operations(spec, place, host)
     sysctls = _sysctls(spec)
     if sysctls:
         operations.append(Operation(op="sysctl", values=sysctls))
@@ -396,10 +438,10 @@ def _operations(spec: ContainerSpec, place: Place, host: Host) -> list[Operation
         operations.append(Operation(op="console"))
     if not (privileged or security.unconfined_paths):
         hardened = security.profile is SecurityProfile.HARDENED
-        masked = HARDENED_MASKED_PATHS if hardened else MASKED_PATHS
+        masked: tuple[str, ...] = HARDENED_MASKED_PATHS if hardened else MASKED_PATHS
         if security.masked_paths is not None:
             masked = security.masked_paths
-        readonly = READONLY_PATHS
+        readonly: tuple[str, ...] = READONLY_PATHS
         if security.readonly_paths is not None:
             readonly = security.readonly_paths
         operations.append(Operation(op="readonly", targets=list(readonly)))
@@ -412,12 +454,9 @@ def _operations(spec: ContainerSpec, place: Place, host: Host) -> list[Operation
 def _shared_memory(spec: ContainerSpec, taken: set[str]) -> list[Operation]:
     quiet = mount.NOSUID | mount.NODEV | mount.NOEXEC
     operations = []
-    if spec.namespaces.ipc not in ("none", "host") and "/dev/shm" not in taken:  # noqa: S108
-        if not spec.namespaces.ipc.startswith("container:"):
-            size = ("size", str(spec.shm_size))
-            operations.append(
-                _filesystem("tmpfs", "/dev/shm", quiet, ("mode", "1777"), size)  # noqa: S108
-            )
+    if spec.namespaces.ipc in ("", "private", "shareable") and SHARED_MEMORY not in taken:
+        size = ("size", str(spec.shm_size))
+        operations.append(_filesystem("tmpfs", SHARED_MEMORY, quiet, ("mode", "1777"), size))
     if "/dev/mqueue" not in taken and spec.namespaces.ipc != "host":
         operations.append(_filesystem("mqueue", "/dev/mqueue", quiet, optional=True))
     return operations
@@ -434,11 +473,13 @@ def _cgroup_mounts(spec: ContainerSpec, host: Host, taken: set[str]) -> list[Ope
     return [Operation(op="cgroup_v1", target="/sys/fs/cgroup", attributes=attributes, name=names)]
 
 
-def _user_operations(spec: ContainerSpec, place: Place) -> list[Operation]:
+def _user_operations(spec: ContainerSpec, place: Place, host: Host) -> list[Operation]:
     operations = [
         Operation(op="bind", target=target, index=index)
-        for index, (target, _) in enumerate(_generated(spec, place))
+        for index, (target, _) in enumerate(_generated(spec, place, host))
     ]
+    if _joined_memory(spec, place) is not None:
+        operations.append(Operation(op="bind", target=SHARED_MEMORY, index=len(operations)))
     index = len(operations)
     for wanted in _user_mounts(spec):
         if wanted.kind is MountKind.BIND:
@@ -511,6 +552,13 @@ def _merge(base: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(item for item in merged.values() if item is not None)
 
 
+def _first_process(spec: ContainerSpec, host: Host, id_block: tuple[int, int] | None) -> Process:
+    program = _process(spec, spec.process, host, id_block=id_block)
+    if spec.init:
+        program["args"] = [INIT_TARGET, "--", *program["args"]]
+    return program
+
+
 def _process(
     spec: ContainerSpec, program: ProcessSpec, host: Host, *, id_block: tuple[int, int] | None
 ) -> Process:
@@ -542,7 +590,6 @@ def _process(
         id_limit=id_block[1] if id_block else 0,
         rlimits=_rlimits(spec, host),
         oom_score_adj=spec.oom_score_adj,
-        init=spec.init,
     )
 
 
@@ -637,7 +684,7 @@ def describe(sandbox: Sandbox) -> list[str]:
     ]
     for operation in sandbox["operations"]:
         words = [operation["op"]]
-        words += [str(operation[key]) for key in ("kind", "target", "name") if key in operation]  # type: ignore[literal-required]  # keys of the TypedDict, by name
+        words += [str(operation[key]) for key in ("kind", "target", "name") if key in operation]
         if "targets" in operation:
             words.append(" ".join(operation["targets"]))
         if "values" in operation:

@@ -49,6 +49,7 @@ class Bind(TypedDict):
     propagation: str
     create: bool
     generated: bool  # a file of tare's own, e.g. /etc/hosts
+    process: NotRequired[int]  # the source is in the mount namespace of this one
 
 
 class DeviceNode(TypedDict):
@@ -85,7 +86,6 @@ class Process(TypedDict):
     id_limit: int  # ids must be below; 0 is no limit
     rlimits: list[tuple[int, int, int]]
     oom_score_adj: int | None
-    init: bool
 
 
 class Cgroup(TypedDict):
