@@ -125,7 +125,8 @@ async def serve(paths: Paths, *, foreground: bool) -> None:
     passed = _passed_socket()
     listening = passed or bind(paths.socket, group)
     try:
-        engine = await Engine.open(paths)
+        engine = Engine.open(paths)
+        await engine.start()
     except BaseException:
         listening.close()
         if passed is None:

@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
 import struct
 from pathlib import Path
@@ -39,6 +40,9 @@ log = logging.getLogger("tare.api")
 
 CONNECTIONS: Final = 4096
 IDLE_SECONDS: Final = 75.0
+_BACKLOG: Final = 1024
+_EARLY_LIMIT: Final = 256 << 10
+_LENGTH: Final = re.compile(rb"\r\ncontent-length: *([0-9]{1,9})\r", re.I)
 _SO_PEERGROUPS: Final = 59
 _UCRED: Final = struct.Struct("3i")
 _REFUSAL: Final = (
@@ -66,10 +70,26 @@ def peer_allowed(peer: socket.socket, group: int | None) -> bool:
     return False
 
 
-class _Connection(web.RequestHandler):
-    """One client's connection; a stranger is told so and dropped before anything is parsed."""
+def upgrade_length(data: bytes) -> int:
+    """The length of the upgrade request that *data* begins with, -1 when it is none."""
+    if not data.startswith(b"POST ") or b"pgrade: tcp" not in data:
+        return -1
+    end = data.find(b"\r\n\r\n") + 4
+    if end < 4 or b"chunked" in data[:end].lower():
+        return -1
+    length = _LENGTH.search(data, 0, end)
+    return end + (int(length[1]) if length else 0)
 
-    __slots__ = ("_listener",)
+
+class Connection(web.RequestHandler):
+    """One client's connection; a stranger is told so and dropped before anything is parsed.
+
+    A client may shut down its writing side while it waits for an answer (``half_closed``), and
+    one that asks for an upgrade may send its input at once (``early``): aiohttp's parser would
+    lose what comes behind such a request, so those bytes never reach it.
+    """
+
+    __slots__ = ("_descriptor", "_listener", "_missing", "_taking", "early", "half_closed")
 
     def __init__(self, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -85,15 +105,67 @@ class _Connection(web.RequestHandler):
             logger=log,
         )
         self._listener = listener
+        self._descriptor = -1
+        self._taking: asyncio.Transport | None = None
+        self._missing = -1  # bytes of an upgrade request still to come; -1: there is none
+        self.early = bytearray()
+        self.half_closed = False
+
+    def data_received(self, data: bytes) -> None:
+        """Parse requests, but keep what comes behind one that asks for an upgrade."""
+        if self._missing < 0:
+            self._missing = upgrade_length(data)
+            if self._missing < 0:
+                super().data_received(data)
+                return
+        if self._missing:
+            super().data_received(data[: self._missing])
+        self.early += data[self._missing :]
+        self._missing = max(0, self._missing - len(data))
+        if not self._missing:
+            self.close()  # the last request of this connection, taken or not
+        if len(self.early) > _EARLY_LIMIT and self._taking is not None:
+            self._taking.pause_reading()  # until it is taken
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Check the peer (steps 1 and 2)."""
         assert isinstance(transport, asyncio.Transport)
-        refusal = self._listener.refusal(transport.get_extra_info("socket"))
+        peer: socket.socket = transport.get_extra_info("socket")
+        refusal = self._listener.refusal(peer)
+        self._descriptor = peer.fileno()
+        self._taking = transport
         super().connection_made(transport)
         if refusal:
             transport.write(refusal)
             self.force_close()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's says None: always close
+        """Stay for the answer to the running request, but notice a client that is gone."""
+        busy = self._messages or (self._waiter is None and self._request_count)
+        if not busy:
+            return False
+        assert self._taking is not None
+        self.half_closed = True
+        self._listener.hangups.watch(self._descriptor, self._taking.abort)
+        self.close()  # no more requests can come
+        return True
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what was no request; it is not worth a line of the log to whoever sends it."""
+        if status < 500:
+            return refused(InvalidError("malformed request"))
+        return super().handle_error(request, status, exc, message)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Cancel what ran for this client, if it may be cancelled."""
+        self._listener.hangups.forget(self._descriptor)
+        super().connection_lost(exc)
 
 
 class Listener(web.Server):
@@ -109,7 +181,7 @@ class Listener(web.Server):
 
     def __call__(self) -> web.RequestHandler:
         """The protocol of a new connection."""
-        return _Connection(self, asyncio.get_running_loop())
+        return Connection(self, asyncio.get_running_loop())
 
     def refusal(self, peer: socket.socket | None) -> bytes:
         """Raw bytes to answer a connection with that may not speak; "" when it may."""
@@ -170,7 +242,7 @@ def bind(path: Path, group: int | None) -> socket.socket:
         if group is not None:
             os.chown(temporary, -1, group)
             temporary.chmod(0o660)
-        listening.listen(512)
+        listening.listen(_BACKLOG)
         listening.setblocking(False)
         temporary.rename(path)
     except BaseException:
@@ -195,7 +267,7 @@ class Server:
         listener = Listener(self._engine, self._group)
         self._listener = listener
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(listener, sock=listening)
+        self._server = await loop.create_unix_server(listener, sock=listening, backlog=_BACKLOG)
 
     async def close(self, timeout: float = 2.0) -> None:
         """Accept no more, give running answers *timeout* seconds, then end all."""

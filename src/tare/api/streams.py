@@ -48,6 +48,8 @@ class HangUps:
 
     def watch(self, descriptor: int, hung_up: Callable[[], None]) -> None:
         """Call *hung_up* once when the peer of *descriptor* has closed both directions."""
+        if descriptor in self._watched:
+            return
         # An empty mask still reports EPOLLHUP and EPOLLERR (epoll_ctl(2)).
         self._epoll.register(descriptor, 0)
         self._watched[descriptor] = hung_up
@@ -163,9 +165,10 @@ def hijack(request: web.BaseRequest, hangups: HangUps, content_type: str) -> Dup
     protocol.connection_made(transport)
     former.keep_alive(False)
     # Input that a client sent without waiting for our headers.
-    if early := former._message_tail:
-        reader.feed_data(early)
-        former._message_tail = b""
+    if early := getattr(former, "early", b""):
+        reader.feed_data(bytes(early))
+    if getattr(former, "half_closed", False):
+        reader.feed_eof()
     transport.resume_reading()
     return Duplex(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 

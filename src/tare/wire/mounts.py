@@ -108,7 +108,7 @@ def volume(text: str) -> Mount:
     words = _mode_words(mode) if mode else ()
     kind = MountKind.BIND if source.startswith("/") else MountKind.VOLUME
     wrong = f"invalid volume specification: '{text}': invalid mount config for type \"{kind}\": "
-    if posixpath.normpath(target.replace("\\", "/")) in ("/", "//", "."):
+    if posixpath.normpath(target.replace("\\", "/")) in ("/", "//"):
         raise InvalidError(f"{wrong}invalid specification: destination can't be '/'")
     if not _is_absolute(target):
         raise InvalidError(f"{wrong}invalid mount path: '{target}' mount path must be absolute")

@@ -55,7 +55,7 @@ async def _list(call: Call) -> web.StreamResponse:
 
 async def _inspect(call: Call) -> web.StreamResponse:
     containers = call.engine.containers
-    record = containers.get(call.ref)
+    record = await containers.get(call.ref)
     sizes = await containers.sizes(record.id) if call.flag("size") else None
     return answer(container.inspect(record, call.engine.execs.of(record.id), sizes))
 

@@ -40,7 +40,7 @@ async def _sample(call: Call, record: Record) -> Sample | None:
 
 
 async def _stats(call: Call) -> web.StreamResponse:
-    record = call.engine.containers.get(call.ref)
+    record = await call.engine.containers.get(call.ref)
     before: Sample | None = None
     sample = await _sample(call, record)
     if not call.flag("stream", True):
@@ -56,7 +56,7 @@ async def _stats(call: Call) -> web.StreamResponse:
         while True:
             await response.write(encoded(wire_stats.stats(record, sample, before)))
             await asyncio.sleep(_SECOND)
-            record = call.engine.containers.get(record.id)
+            record = await call.engine.containers.get(record.id)
             before, sample = sample, await _sample(call, record)
     await response.write_eof()
     return response
@@ -77,7 +77,7 @@ async def _logs(call: Call) -> web.StreamResponse:
     wanted |= {2} if call.flag("stderr") else set()
     if not wanted:
         raise InvalidError("Bad parameters: you must choose at least one stream")
-    record = call.engine.containers.get(call.ref)
+    record = await call.engine.containers.get(call.ref)
     tty = record.spec.process.tty
     query = LogQuery(
         stdout=1 in wanted,

@@ -33,7 +33,7 @@ async def _attach(call: Call) -> web.StreamResponse:
     containers = call.engine.containers
     streaming = call.flag("stream")
     sequence = keys(call.text("detachKeys"))
-    record = containers.get(call.ref)
+    record = await containers.get(call.ref)
     now_ns = time.time_ns()
     kind = output_type(call, tty=record.spec.process.tty)
     if not streaming:
