@@ -28,7 +28,13 @@ from tare.errors import InvalidError
 from tare.image import erofs_format as fmt
 from tare.image.entry import DEFAULT_LIMITS, Entry, Kind, Limits, show
 from tare.image.tar import Content
-from tare.image.whiteout import LayerSummary, Meaning, meaning, permitted_xattrs
+from tare.image.whiteout import (
+    LayerSummary,
+    Meaning,
+    cannot_write,
+    meaning,
+    permitted_xattrs,
+)
 
 _ROOT: Final = 0
 _WHITEOUT: Final = 1
@@ -117,9 +123,12 @@ class _Blocks:
         self._flushed += len(data)
         if self._flushed > self._limit:
             raise InvalidError(f"the layer needs more than {self._limit} bytes")
-        while len(data):
-            taken = self._out.write(data)
-            data = data[len(data) if taken is None else taken :]
+        try:
+            while len(data):
+                taken = self._out.write(data)
+                data = data[len(data) if taken is None else taken :]
+        except OSError as error:
+            raise cannot_write("the layer", error) from error
 
 
 class ErofsWriter:
@@ -198,8 +207,11 @@ class ErofsWriter:
             meta_block=meta_block,
             chunked=bool(self._chunks),
         )
-        self._out.seek(0)
-        self._out.write(head)
+        try:
+            self._out.seek(0)
+            self._out.write(head)
+        except OSError as error:
+            raise cannot_write("the layer", error) from error
         summary.entries = layout.names
         summary.written = blocks * fmt.BLOCK
         return summary
@@ -269,7 +281,8 @@ class ErofsWriter:
         self._set_xattrs(index, entry)
 
     def _set_xattrs(self, index: int, entry: Entry) -> None:
-        entries = fmt.xattr_entries(permitted_xattrs(entry, self._summary))
+        xattrs = entry.xattrs and permitted_xattrs(entry, self._summary)
+        entries = fmt.xattr_entries(xattrs) if xattrs else b""
         if not entries:
             self._xattrs.pop(index, None)
             return

@@ -26,7 +26,13 @@ from typing import Final
 from tare.errors import ConflictError, FailedError, InvalidError
 from tare.image.entry import DEFAULT_LIMITS, Entry, Kind, Limits, show
 from tare.image.tar import Content
-from tare.image.whiteout import LayerSummary, Meaning, meaning, permitted_xattrs
+from tare.image.whiteout import (
+    LayerSummary,
+    Meaning,
+    cannot_write,
+    meaning,
+    permitted_xattrs,
+)
 from tare.kernel.files import open_beneath
 
 Owner = Callable[[int, int], tuple[int, int]]
@@ -102,7 +108,7 @@ class Extractor:
                 case Meaning.ENTRY:
                     self._place(entry, content)
         except OSError as error:
-            raise _failed(entry.path, error) from error
+            raise cannot_write(show(entry.path), error) from error
         self._summary.entries += 1
 
     def finish(self) -> LayerSummary:
@@ -118,7 +124,7 @@ class Extractor:
             except OSError as error:
                 # A later entry of the archive took its place.
                 if error.errno not in (errno.ENOENT, *_NOT_A_DIRECTORY):
-                    raise _failed(path, error) from error
+                    raise cannot_write(show(path), error) from error
         return self._summary
 
     # -- directories ----------------------------------------------------------------------
@@ -425,14 +431,6 @@ class Extractor:
 
 def _lchown(parent: int, name: bytes, uid: int, gid: int) -> None:
     os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
-
-
-def _failed(path: bytes, error: OSError) -> FailedError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return FailedError(
-        f"cannot extract {show(path)}: {error.strerror}",
-        hint="free some space, for example with: tare image prune" if full else "",
-    )
 
 
 def remove_tree(parent: int, name: bytes) -> None:

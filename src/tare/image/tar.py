@@ -202,6 +202,7 @@ class _Parser:
         self._source = _Source(stream)
         self._limits = limits
         self._global: dict[bytes, bytes] = {}
+        self._inherited = PaxHeader.of_global(self._global)  # of entries without an own header
         self._pax: PaxHeader | None = None
         self._long_name: bytes | None = None
         self._long_link: bytes | None = None
@@ -254,7 +255,7 @@ class _Parser:
         if type_ in b"xXgLK":
             self._describe(type_, self._number(fields[4], "size", b"header"))
             return None
-        pax = self._pax or PaxHeader.of_global(self._global)
+        pax = self._pax or self._inherited
         name = self._name(fields, pax)
         try:
             return self._checked(name, type_, block, fields, pax)
@@ -296,14 +297,16 @@ class _Parser:
                 )
             if key in (b"uid", b"gid", b"mtime"):
                 self._global[key] = value
+        self._inherited = PaxHeader.of_global(self._global)
 
     def _name(self, fields: tuple[bytes, ...], pax: PaxHeader) -> bytes:
         """The raw name, from wherever it is told."""
         if self._long_name is not None:
             return self._long_name
-        told = pax.sparse_name or pax.values.get(b"path")
-        if told:
-            return told
+        if pax is not self._inherited:
+            told = pax.sparse_name or pax.values.get(b"path")
+            if told:
+                return told
         name = fields[0].split(b"\0", 1)[0]
         # GNU archives have times, not a prefix, in the last field.
         if fields[9][:6] == b"ustar\0" and fields[14][:1] != b"\0":
@@ -322,7 +325,7 @@ class _Parser:
             raise InvalidError(f"archive entry {show(name)}: its type {type_!r} is not supported")
         path = clean_path(name, self._limits)
         size, sparse = self._data(name, kind, block, fields, pax)
-        linkname = self._linkname(name, kind, fields, pax)
+        linkname = b"" if kind is Kind.FILE else self._linkname(name, kind, fields, pax)
         major = minor = 0
         if kind in (Kind.CHAR, Kind.BLOCK):
             major, minor = self._device(name, fields)
@@ -330,13 +333,14 @@ class _Parser:
         xattrs: Mapping[bytes, bytes] = pax.xattrs or NO_XATTRS
         if xattrs:
             self._check_xattrs(name, xattrs)
+        values = pax.values
         return Entry(
             path,
             kind,
             mode,
-            self._owner(pax.values.get(b"uid"), fields[2], "uid", name),
-            self._owner(pax.values.get(b"gid"), fields[3], "gid", name),
-            self._mtime(pax.values.get(b"mtime"), fields[5], name),
+            self._owner(values.get(b"uid"), fields[2], "uid", name),
+            self._owner(values.get(b"gid"), fields[3], "gid", name),
+            self._mtime(values.get(b"mtime"), fields[5], name),
             size,
             linkname,
             major,
@@ -372,7 +376,7 @@ class _Parser:
         source.left, source.pad = stored, -stored % BLOCK
         if fields[7] == b"S":
             return self._old_sparse(name, block, stored)
-        if not pax.sparse_version:
+        if not pax.sparse or not pax.sparse_version:
             return stored, None
         segments, size = (
             self._inline_sparse(name, pax) if pax.sparse_version == (1, 0) else pax.sparse_map(name)

@@ -9,12 +9,13 @@ archive may set. Not for: making whiteouts, which differs by file system.
 from __future__ import annotations
 
 import enum
+import errno
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from tare.errors import InvalidError
+from tare.errors import FailedError, InvalidError
 from tare.image.entry import NO_XATTRS, Entry, Kind, show
 
 _PREFIX: Final = b".wh."
@@ -105,6 +106,15 @@ def permitted_xattrs(entry: Entry, summary: LayerSummary) -> Mapping[bytes, byte
                 kept[key] = value
     summary.stripped_xattrs += len(entry.xattrs) - len(kept)
     return kept
+
+
+def cannot_write(subject: str, error: OSError) -> FailedError:
+    """What to raise when the host could not take *subject*."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return FailedError(
+        f"cannot write {subject}: {error.strerror}",
+        hint="free some space, for example with: tare image prune" if full else "",
+    )
 
 
 def _capability(value: bytes) -> bytes | None:
