@@ -16,6 +16,7 @@ from tare.errors import FailedError
 
 _WAIT_SECONDS = 10.0
 _TAIL_LINES = 8
+_ALREADY = 75  # the exit code of a daemon that found another one holding the lock
 
 
 def interpreter() -> str:
@@ -79,7 +80,7 @@ def start(path: str) -> None:
 def _wait(path: str, pid: int, log: str, began: int) -> None:
     deadline = time.monotonic() + _WAIT_SECONDS
     pidfd = os.pidfd_open(pid)
-    ended = False
+    ended, code = False, -1
     try:
         poller = select.poll()
         poller.register(pidfd, select.POLLIN)
@@ -93,15 +94,18 @@ def _wait(path: str, pid: int, log: str, began: int) -> None:
                 # daemon that somebody else started in the same moment.
                 if ended or time.monotonic() > deadline:
                     break
-            ended = bool(poller.poll(pause))
+            ended = code < 0 and bool(poller.poll(pause))
+            if ended:
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF
+                ended = code != _ALREADY
+            elif code >= 0:
+                time.sleep(pause / 1000)  # another one holds the lock: only the socket can tell
             pause = min(pause * 2, 50)
     finally:
         os.close(pidfd)
     if not ended:
         sentence = f"the daemon did not answer within {_WAIT_SECONDS:.0f} seconds"
         raise FailedError(sentence, hint=_tail(log, began))
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
     raise FailedError(f"the daemon ended at once (exit code {code})", hint=_tail(log, began))
 
 

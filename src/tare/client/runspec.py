@@ -32,8 +32,6 @@ _CONFIG = {
 }
 _HOST = {
     "blkio-weight": "BlkioWeight",
-    "cap-add": "CapAdd",
-    "cap-drop": "CapDrop",
     "cgroup-parent": "CgroupParent",
     "cidfile": "ContainerIDFile",
     "cpu-period": "CpuPeriod",
@@ -62,6 +60,7 @@ _HOST = {
     "volume-driver": "VolumeDriver",
     "volumes-from": "VolumesFrom",
 }
+_CAPABILITIES = {"cap-add": "CapAdd", "cap-drop": "CapDrop"}
 _SIZES = {
     "memory": "Memory",
     "memory-reservation": "MemoryReservation",
@@ -98,6 +97,8 @@ def create_body(flags: Flags, arguments: list[str], *, detached: bool) -> dict[s
             host[_HOST[name]] = _plain(value)
         elif name in _SIZES and isinstance(value, str):
             host[_SIZES[name]] = units.swap_size(value)
+        elif name in _CAPABILITIES:
+            host[_CAPABILITIES[name]] = [*_capabilities(flags.list(name))]
         elif name in _MAPS:
             host[_MAPS[name]] = dict(pairs(flags.list(name)))
     _attach(flags, body, detached)
@@ -114,8 +115,6 @@ def create_body(flags: Flags, arguments: list[str], *, detached: bool) -> dict[s
             flags.list("publish"), flags.list("expose")
         )
     _network(flags, body, host)
-    if flags.given("security-profile"):
-        body["Tare"] = {"SecurityProfile": flags.text("security-profile")}
     if host:
         body["HostConfig"] = host
     return body
@@ -123,6 +122,11 @@ def create_body(flags: Flags, arguments: list[str], *, detached: bool) -> dict[s
 
 def _plain(value: bool | int | str | list[str]) -> Json:
     return list(value) if isinstance(value, list) else value
+
+
+def _capabilities(names: list[str]) -> list[str]:
+    upper = {name.strip().upper() for name in names}
+    return sorted(n if n == "ALL" or n.startswith("CAP_") else f"CAP_{n}" for n in upper if n)
 
 
 def _attach(flags: Flags, body: dict[str, Json], detached: bool) -> None:
@@ -223,7 +227,8 @@ def _limits(flags: Flags, host: dict[str, Json]) -> None:
             unit = "Weight" if name == "blkio-weight-device" else "Rate"
             host[key] = [_rate(name, word, unit, read) for word in flags.list(name)]
     if flags.given("ulimit"):
-        host["Ulimits"] = [ulimit(word) for word in flags.list("ulimit")]
+        by_name = {str(limit["Name"]): limit for limit in map(ulimit, flags.list("ulimit"))}
+        host["Ulimits"] = [by_name[name] for name in sorted(by_name)]
     if flags.given("device"):
         mounts.add_devices(flags.list("device"), host)
     if flags.given("gpus"):
@@ -284,6 +289,8 @@ def _walls(flags: Flags, host: dict[str, Json]) -> None:
             options.append(f"seccomp={_profile(value)}")
         else:
             options.append(option)
+    if flags.given("security-profile"):
+        options.append(f"tare.profile={flags.text('security-profile')}")
     if options:
         host["SecurityOpt"] = options
 

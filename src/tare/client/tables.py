@@ -92,7 +92,11 @@ def render(
     if template in ("json", "{{json .}}"):
         from tare.client.document import compact
 
-        return "".join(compact(dict(row), ordered=True) + "\n" for row in rows)
+        return "".join(
+            compact({k: v if v or k != "Platform" else None for k, v in row.items()}, ordered=True)
+            + "\n"
+            for row in rows
+        )
     from tare.client.templates import Template
 
     as_table = template.startswith(("table ", "table\\t"))

@@ -115,12 +115,13 @@ class Response:
     def error(self, raw: bytes | None = None) -> TareError:
         """The error that this answer reports, from its status and its body."""
         raw = self.read() if raw is None else raw
-        message, hint = "", ""
+        message, hint, code = "", "", 1
         if raw.lstrip().startswith(b"{"):
             body = document.decode(raw)
             message, hint = document.text(body, "message"), document.text(body, "hint")
+            code = document.number(body, "exitCode") or 1
         message = message or raw.decode("utf-8", "replace").strip() or f"HTTP {self.status}"
-        return _BY_STATUS.get(self.status, FailedError)(message, hint=hint)
+        return _BY_STATUS.get(self.status, FailedError)(message, hint=hint, exit_code=code)
 
 
 class Connection:

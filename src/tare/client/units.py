@@ -205,6 +205,8 @@ def moment(text: str) -> str:
     if not text:
         return ""
     try:
+        if text == "0":
+            return text
         nanoseconds = time.time_ns() - duration(text)
     except InvalidError:
         digits = text.replace(".", "", 1)

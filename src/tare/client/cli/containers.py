@@ -35,7 +35,7 @@ def _ending(verb: str) -> Action:
 
 def _kill(daemon: Daemon, flags: Flags, names: list[str]) -> int:
     def deed(name: str) -> str:
-        query = {"signal": flags.text("signal", "KILL")}
+        query = {"signal": flags.text("signal")}
         daemon.call("POST", target(f"/containers/{segment(name)}/kill", query))
         return name
 

@@ -246,11 +246,11 @@ def _commit(daemon: Daemon, flags: Flags, arguments: list[str]) -> int:
         "tag": tag,
         "comment": flags.text("message"),
         "author": flags.text("author"),
-        "pause": "1" if flags.flag("pause", True) else "0",
+        "pause": "" if flags.flag("pause", True) else "0",
     }
     where = target("/commit", query)
     where += "".join(f"&{target('', {'changes': each})[1:]}" for each in flags.list("change"))
-    say(text(daemon.call("POST", where, {}), "Id"))
+    say(text(daemon.call("POST", where), "Id"))
     return 0
 
 

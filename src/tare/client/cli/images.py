@@ -43,7 +43,7 @@ def _images(daemon: Daemon, flags: Flags, arguments: list[str]) -> int:
     words = flags.list("filter")
     if arguments:
         words = [*words, f"reference={arguments[0]}"]
-    query = {"all": flags.flag("all"), "filters": filters(words)}
+    query: dict[str, str | int | bool] = {"all": flags.flag("all"), "filters": filters(words)}
     listed = document.items(daemon.call("GET", target("/images/json", query)))
     whole = flags.flag("no-trunc")
     wanted = arguments[0] if arguments else ""
@@ -73,7 +73,7 @@ def _rows(each: Json, wanted: str, *, whole: bool, digests: bool) -> list[dict[s
         "Containers": _count(each, "Containers"),
         "SharedSize": _measure(each, "SharedSize"),
         "UniqueSize": "N/A",
-        "VirtualSize": units.human_size(number(each, "Size"), 3),
+        "VirtualSize": units.human_size(number(each, "Size")),
     }
     by_repository = {}
     for reference in document.strings(each, "RepoDigests"):

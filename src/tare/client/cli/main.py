@@ -109,7 +109,7 @@ def _find(words: list[str]) -> tuple[str, list[str]]:
         raise TareError(f"`tare {first}` is not there yet", hint=LATER[first])
     if first in GROUPS:
         if len(words) == 1 or words[1] in ("--help", "-h"):
-            write_out(_group_help(first).encode())
+            write_out(_group_help(first).encode(), 1 if len(words) > 1 else 2)
             return "", []
         name = f"{first} {words[1]}"
         if name in COMMANDS or name in ALIASES:

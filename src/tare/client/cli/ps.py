@@ -40,7 +40,7 @@ def run(daemon: Daemon, flags: Flags, _arguments: list[str]) -> int:
     form = flags.text("format")
     sized = flags.flag("size") or ".Size" in form
     query: dict[str, str | int | bool] = {
-        "all": flags.flag("all") or limit > 0,
+        "all": flags.flag("all"),
         "limit": limit if limit > 0 else "",
         "size": sized,
         "filters": filters(flags.list("filter")),
@@ -126,16 +126,38 @@ def ellipsis(words: str, most: int) -> str:
 
 
 def ports(listed: list[Json]) -> str:
-    """Ports as ``0.0.0.0:8080->80/tcp, 443/tcp``."""
-    words = set()
-    for port in listed:
-        inside = f"{number(port, 'PrivatePort')}/{text(port, 'Type')}"
-        address = text(port, "IP")
-        if address:
-            address = f"[{address}]" if ":" in address else address
-            inside = f"{address}:{number(port, 'PublicPort')}->{inside}"
-        words.add((number(port, "PrivatePort"), inside))
-    return ", ".join(word for _, word in sorted(words))
+    """Ports as Docker lists them: neighbours as ranges, those with another host port last."""
+    ranges: list[tuple[str, str, int, int]] = []
+    open_range: dict[tuple[str, str], int] = {}
+    mapped = []
+    for port in sorted(listed, key=_port_order):
+        inside, outside = number(port, "PrivatePort"), number(port, "PublicPort")
+        address, protocol = text(port, "IP"), text(port, "Type")
+        shown_address = f"[{address}]" if ":" in address else address
+        if address and outside != inside:
+            mapped.append(f"{shown_address}:{outside}->{inside}/{protocol}")
+            continue
+        key = (shown_address, protocol)
+        at = open_range.get(key)
+        if at is not None and ranges[at][3] + 1 == inside:
+            ranges[at] = (*key, ranges[at][2], inside)
+        else:
+            open_range[key] = len(ranges)
+            ranges.append((*key, inside, inside))
+    words = []
+    for address, protocol, first, last in ranges:
+        span = str(first) if first == last else f"{first}-{last}"
+        words.append(f"{address}:{span}->{span}/{protocol}" if address else f"{span}/{protocol}")
+    return ", ".join(words + mapped)
+
+
+def _port_order(port: Json) -> tuple[int, str, int, str]:
+    return (
+        number(port, "PrivatePort"),
+        text(port, "IP"),
+        number(port, "PublicPort"),
+        text(port, "Type"),
+    )
 
 
 COMMANDS = {

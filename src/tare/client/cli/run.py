@@ -120,7 +120,8 @@ def _warnings(answer: Json) -> None:
 def _refused(error: TareError, body: dict[str, Json], *, started: bool = False) -> TareError:
     """*error* with Docker's exit code: 127 no such program, 126 not executable, else 125."""
     text = str(error)
-    error.exit_code = 125
+    known = error.exit_code  # the daemon may have said it
+    error.exit_code = known if known > 1 else 125
     if isinstance(error, MissingError) and "o such image" in text:
         image = document.text(body, "Image")
         unknown = MissingError(f"unable to find image '{_tagged(image)}' locally", exit_code=125)
@@ -132,7 +133,7 @@ def _refused(error: TareError, body: dict[str, Json], *, started: bool = False) 
             "`tare image bootstrap debian:bookworm`.\n`tare images` lists what is there."
         )
         return unknown
-    if started:
+    if started and known == 1:
         error.exit_code = start_code(text)
     return error
 
