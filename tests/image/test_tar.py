@@ -314,6 +314,11 @@ def test_limits_are_kept() -> None:
         entries(headers, files=10)
 
 
+def test_what_follows_the_end_has_an_end() -> None:
+    with pytest.raises(InvalidError, match="without end"):
+        entries(rawtar.archive(GOOD) + bytes(3 << 20), total=1 << 20)
+
+
 def test_errors_show_hostile_names_harmlessly() -> None:
     with pytest.raises(InvalidError) as caught:
         entries(rawtar.archive(rawtar.member(b"../\x1b]0;x\x07\xff\n")))

@@ -15,7 +15,7 @@ import importlib
 import queue
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Final, Protocol, Self
 
@@ -60,16 +60,6 @@ def detect(head: bytes) -> Compression:
                 hint=f"decompress it first and pipe it in: {name} -dc ARCHIVE | tare ...",
             )
     return Compression.PLAIN
-
-
-class _Decompressor(Protocol):
-    """What zlib's, isal's and zstd's decompressors have in common."""
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
 
 
 class Decompressed:
@@ -242,7 +232,7 @@ class _Input:
 
     _SMALL: Final = 16 << 10
 
-    def __init__(self, head: bytes, more: _More) -> None:
+    def __init__(self, head: bytes, more: Callable[[], bytes]) -> None:
         self._data = head
         self._position = 0
         self._slice = self._SMALL
@@ -280,10 +270,6 @@ class _Input:
     def _refill(self) -> bool:
         self._data, self._position = self._more(), 0
         return bool(self._data)
-
-
-class _More(Protocol):
-    def __call__(self) -> bytes: ...
 
 
 class _ReadAhead:

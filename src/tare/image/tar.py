@@ -180,11 +180,14 @@ class _Source:
         for _ in self.chunks():
             pass
 
-    def drain(self) -> None:
+    def drain(self, limit: int) -> None:
         """Read the stream to its end, so that whoever hashes it has seen all of it."""
         self._start = self._end = 0
-        while self._fill():
+        while got := self._fill():
             self._start = self._end = 0
+            limit -= got
+            if limit < 0:
+                raise InvalidError("archive goes on without end behind its end")
 
 
 def read(stream: ByteSource, *, limits: Limits = DEFAULT_LIMITS) -> Iterator[tuple[Entry, Content]]:
@@ -224,7 +227,7 @@ class _Parser:
             source.skip()
         if self._pax or self._long_name is not None or self._long_link is not None:
             raise InvalidError("archive ends after a header that describes a next entry")
-        source.drain()
+        source.drain(self._limits.total)
 
     def _next_header(self) -> bytes | None:
         """The next header block; None at the end of the archive."""
