@@ -277,17 +277,19 @@ class ImageStore:
 
         All of them or none. Without *replace_tags* a tag of another image is ConflictError.
         """
-        with _disk(), self.lease() as lease:
-            loaded: Names = []
-            found = archive.load(stream, _Receiver(self, lease), progress)
-            with self._index.lock:
-                if not replace_tags:
-                    self._refuse_taken(found)
-                with self._index.change():
-                    for image in found:
-                        known = self.add_image(image.config, names=image.names)
-                        loaded += [name.familiar for name in image.names] or [str(known.id)]
-        self._collect(self._layers.all())
+        loaded: Names = []
+        try:
+            with _disk(), self.lease() as lease:
+                found = archive.load(stream, _Receiver(self, lease), progress)
+                with self._index.lock:
+                    if not replace_tags:
+                        self._refuse_taken(found)
+                    with self._index.change():
+                        for image in found:
+                            known = self.add_image(image.config, names=image.names)
+                            loaded += [n.familiar for n in image.names] or [str(known.id)]
+        finally:
+            self._collect(self._layers.all())  # what no image turned out to need
         return loaded
 
     def _refuse_taken(self, found: Iterable[archive.Loaded]) -> None:
