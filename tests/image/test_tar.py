@@ -250,6 +250,7 @@ REFUSED = {
     "pax-key": (rawtar.member(b"p", b"5 ab\n", type_=b"x") + GOOD, "no key"),
     "pax-huge": (rawtar.header(b"p", size=1 << 30, type_=b"x"), "at most"),
     "global-path": (rawtar.pax((b"path", b"a"), type_=b"g") + GOOD, "for every entry"),
+    "directory-with-data": (rawtar.member(b"d/", b"x"), "directory with data"),
     "type": (rawtar.header(b"f", type_=b"M"), "not supported"),
     "socket": (rawtar.header(b"s", type_=b"s"), "not supported"),
     "long-component": (rawtar.gnu_long(b"n" * 256) + GOOD, "component"),

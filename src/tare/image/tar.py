@@ -322,6 +322,8 @@ class _Parser:
         kind = _KINDS.get(type_)
         if kind is Kind.FILE and name.endswith(b"/"):
             kind = Kind.DIR  # how v7 said it
+            if self._number(fields[4], "size", name) or b"size" in pax.values:
+                raise InvalidError(f"archive entry {show(name)}: a directory with data")
         if kind is None:
             if type_ == b"V":  # a volume's label says nothing about the tree
                 return None
