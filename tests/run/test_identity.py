@@ -41,8 +41,8 @@ def test_a_user_gets_the_ids_groups_and_home_that_docker_gives(
 @pytest.mark.parametrize(
     "user",
     [
-        "4294967295", "4294967296", "-1", "99999999999", "0x0", " 1000", "1000 ", "٣", "web:", "1.0",
-        "nobody", "web:none", "+1", "1_000",
+        "4294967295", "4294967296", "-1", "99999999999", "0x0", " 1000", "1000 ", "٣", "web:",
+        "1.0", "nobody", "web:none", "+1", "1_000",
     ],
 )  # fmt: skip
 def test_what_is_neither_a_number_in_range_nor_a_known_name_is_refused(user: str) -> None:

@@ -141,21 +141,34 @@ def start_time(pid: int) -> int:
 
 
 def exit_status(pidfd: int) -> int | None:
-    """The wait status of the ended process behind *pidfd*, whoever reaped it.
+    """The wait status of the ended process behind *pidfd*, whoever is its parent.
 
-    None when it still runs, or the kernel (before 6.15) does not keep it.
+    None when it still runs, or the kernel (before 6.15) forgot it when it was reaped.
     """
     buffer = bytearray(struct.pack("=Q", _PIDFD_INFO_EXIT) + bytes(_PIDFD_INFO_SIZE - 8))
     try:
         fcntl.ioctl(pidfd, _PIDFD_GET_INFO, buffer)
     except OSError:
-        return None
+        return _zombie_status(pidfd)
     mask: int = struct.unpack_from("=Q", buffer)[0]
     if not mask & _PIDFD_INFO_EXIT:
-        return None
+        return _zombie_status(pidfd)
     # struct pidfd_info: mask, cgroupid (8 each), pid, tgid, ppid, eight ids (4 each), exit_code
     code: int = struct.unpack_from("=i", buffer, 16 + 11 * 4)[0]
     return code
+
+
+def _zombie_status(pidfd: int) -> int | None:
+    """The status of one that nobody has reaped yet: proc_pid_stat(5), field 52."""
+    try:
+        with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
+            words = file.read().split()
+        pid = int(words[words.index(b"Pid:") + 1])
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return int(fields[49]) if fields[0] == b"Z" else None
 
 
 def exit_code(status: int) -> int:

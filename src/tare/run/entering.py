@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from typing import NoReturn
 
 from tare.errors import ConflictError, FailedError
@@ -38,6 +39,11 @@ def enter(
     ours.setblocking(False)
     stand_in = -1
     streams = stdio
+    owner = sandbox["id_map"][0] if sandbox["id_map"] else 0
+    for descriptor in stdio:
+        # As with a first process: the program may reopen its own streams (/dev/stdout).
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            os.fchown(descriptor, owner, owner)
     if not stdio:
         stand_in = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         streams = [stand_in, stand_in, stand_in]

@@ -50,7 +50,7 @@ def read_account_file(root: int, path: str) -> bytes:
             raise InvalidError(f"/{path} of the image is not a regular file")
         if status.st_size > _MAXIMUM_FILE:
             raise InvalidError(f"/{path} of the image is larger than 1 MiB")
-        return os.read(descriptor, _MAXIMUM_FILE)
+        return os.read(descriptor, status.st_size)
     finally:
         os.close(descriptor)
 

@@ -41,6 +41,7 @@ _ERRORS: Final = {
         ConflictError, DeniedError, FailedError, InvalidError, MissingError, UnsupportedError,
     )
 }  # fmt: skip
+_TRIES: Final = 5
 _START_TIMEOUT: Final = 10.0
 _PYTHON: Final = "/usr/bin/python3"
 
@@ -129,7 +130,7 @@ class Keeper:
         self._connection: socket.socket | None = None
         self._receiver: Receiver | None = None
         self._sender: Sender | None = None
-        self._closed = False
+        self._closed = self._opening = False
         self.running: dict[str, Adopted] = {}
 
     @classmethod
@@ -142,10 +143,23 @@ class Keeper:
         *on_lost* is called when the keeper had to be replaced.
         """
         keeper = cls(run_dir, on_exit, on_lost)
-        await keeper._open()
+        await keeper._reach()
         return keeper
 
     # --- connection ---------------------------------------------------------------------------
+
+    async def _reach(self) -> None:
+        """Open, again if the keeper that answered was just dying."""
+        self._opening = True
+        try:
+            for _ in range(_TRIES):
+                try:
+                    return await self._open()
+                except ConnectionResetError:
+                    self._drop_connection()
+            raise FailedError("the keeper keeps dying", hint=f"see {self._run}/keeper.log")
+        finally:
+            self._opening = False
 
     async def _open(self) -> None:
         connection = await self._dial()
@@ -240,17 +254,19 @@ class Keeper:
 
     def _lost(self) -> None:
         self._drop_connection()
-        error = FailedError("the keeper died", hint="try again: a new one takes over")
+        error: Exception = FailedError("the keeper died", hint="try again: a new one takes over")
+        if self._opening:
+            error = ConnectionResetError("the keeper died")
         for future in self._handlers.waiting.values():
             if not future.done():
                 future.set_exception(error)
         self._handlers.waiting.clear()
-        if not self._closed:
+        if not (self._closed or self._opening):
             task = self._loop.create_task(self._reopen())
             task.add_done_callback(lambda t: t.cancelled() or t.exception())
 
     async def _reopen(self) -> None:
-        await self._open()
+        await self._reach()
         self._handlers.lost()
 
     def _drop_connection(self) -> None:
@@ -320,6 +336,8 @@ class Keeper:
         self, operation: str, message: Message, descriptors: list[int]
     ) -> asyncio.Future[tuple[Message, list[int]]]:
         if self._sender is None or self._connection is None:
+            if self._opening:
+                raise ConnectionResetError("the keeper died")
             raise FailedError("the keeper is being restarted", hint="try again")
         self._sequence += 1
         future: asyncio.Future[tuple[Message, list[int]]] = self._loop.create_future()
@@ -328,6 +346,8 @@ class Keeper:
             self._sender.send(message | {"op": operation, "seq": self._sequence}, descriptors)
         except OSError as error:
             self._handlers.waiting.pop(self._sequence, None)
+            if self._opening:
+                raise ConnectionResetError("the keeper died") from error
             raise FailedError("the keeper died", hint="try again") from error
         if self._sender.waiting:
             self._loop.add_writer(self._connection.fileno(), self._writable)

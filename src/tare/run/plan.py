@@ -18,7 +18,7 @@ from typing import Final
 
 from tare.errors import InvalidError, UnsupportedError
 from tare.kernel import confine, mount, process
-from tare.model import seccomp_filter, seccomp_json, seccomp_profiles
+from tare.model import seccomp, seccomp_filter, seccomp_profiles
 from tare.model.spec import (
     ContainerSpec,
     ExecSpec,
@@ -180,7 +180,7 @@ def _filter(
     if text == "compat":
         profile = seccomp_profiles.docker_compat_profile()
     elif text:
-        profile = seccomp_json.read(text)
+        profile = seccomp.parse_profile(text)
     elif named is SecurityProfile.HARDENED:
         profile = seccomp_profiles.hardened_profile(allow_abi_ia32=ia32, socket_families=families)
     elif named is SecurityProfile.DOCKER_COMPAT:

@@ -1,0 +1,297 @@
+"""The keeper with real sandboxes: starting, ending, exec, and its own death."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import termios
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from run.conftest import Bench, Body
+
+from tare.errors import ConflictError, InvalidError, TareError
+from tare.model.spec import ContainerSpec, Namespaces, ProcessSpec, Resources
+
+Run = Callable[[Body], None]
+SPEC = ContainerSpec(image="b", image_id="b", process=ProcessSpec(args=("true",)))
+
+
+def test_the_exit_code_and_both_streams_come_back(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        result = await b.run("sh", "-c", "echo out; echo err >&2; exit 3")
+
+        assert result == (3, "out\nerr\n")
+
+    bench(body)
+
+
+def test_a_killed_program_gives_128_and_its_signal(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        code, _ = await b.run("sh", "-c", "sh -c 'kill -9 $$'; exit $?")
+
+        assert code == 137
+
+    bench(body)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (("nosuch",), 127, "executable file not found in $PATH"),
+        (("/no/such",), 127, "no such file or directory"),
+        (("/etc/passwd",), 126, "permission denied"),
+        (("/tmp",), 126, "permission denied"),
+    ],
+)
+def test_a_program_that_cannot_run_says_why_and_leaves_nothing(
+    bench: Run, args: tuple[str, ...], code: int, words: str
+) -> None:
+    async def body(b: Bench) -> None:
+        with pytest.raises(TareError) as raised:
+            await b.start(*args)
+
+        assert words in str(raised.value)
+        assert raised.value.exit_code == code
+        assert list((b.run_dir / "workloads").iterdir()) == []
+
+    bench(body)
+
+
+def test_a_user_that_the_image_does_not_have_is_refused(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        with pytest.raises(InvalidError, match="unable to find user ghost"):
+            await b.start("true", user="ghost")
+
+    bench(body)
+
+
+def test_it_runs_in_its_own_namespaces_with_little_privilege(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        script = (
+            "id -u; hostname; cat /proc/1/comm; cat /proc/self/uid_map;"
+            " grep -E '^(CapEff|CapBnd|CapInh|CapAmb|NoNewPrivs|Seccomp):' /proc/self/status"
+        )
+        _, text = await b.run("sh", "-c", script, spec=replace(SPEC, hostname="inside"))
+
+        words = text.split()
+        assert words[:3] == ["0", "inside", "sh"]
+        assert words[3:6] == ["0", "1610612736", "65536"]
+        status = dict(zip(words[6::2], words[7::2], strict=True))
+        assert status["CapEff:"] == status["CapBnd:"] == "00000000800405fb"
+        assert status["CapInh:"] == status["CapAmb:"] == "0" * 16
+        assert (status["NoNewPrivs:"], status["Seccomp:"]) == ("1", "2")
+
+    bench(body)
+
+
+def test_only_the_standard_descriptors_are_open(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        _, text = await b.run("sh", "-c", "echo /proc/self/fd/*")
+
+        assert set(text.split()) <= {f"/proc/self/fd/{n}" for n in (0, 1, 2, 3)}
+        _, text = await b.run("sh", "-c", "readlink /proc/1/fd/3 || echo none")
+        assert text == "none\n"
+
+    bench(body)
+
+
+def test_input_reaches_the_program_until_it_is_closed(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        identity = await b.start("cat", open_stdin=True)
+        held = b.keeper.running[identity]
+        os.write(held.stdin, b"hello\n")
+        await b.keeper.close_stdin(identity)
+
+        exited = await b.ended(identity)
+
+        assert (exited.code, b.output(identity)) == (0, "hello\n")
+
+    bench(body)
+
+
+def test_a_terminal_is_a_terminal_and_can_be_resized(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        script = "tty; test -c /dev/console && echo console; read x; stty size"
+        identity = await b.start("sh", "-c", script, tty=True, open_stdin=True)
+        master = b.keeper.running[identity].stdin
+        termios.tcsetwinsize(master, (33, 77))
+        os.write(master, b"\n")
+        await b.ended(identity)
+
+        lines = b.output(identity).replace("\r", "").split("\n")
+        assert "/dev/pts/0" in lines
+        assert "console" in lines
+        assert "33 77" in lines
+
+    bench(body)
+
+
+def test_exec_has_the_same_walls_and_its_own_exit_code(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        identity = await b.start("sleep", "1000")
+        keys = "'^(Cap...|NoNewPrivs|Seccomp):'"
+
+        code, inside = await b.execute(
+            identity, "sh", "-c", f"grep -E {keys} /proc/self/status; exit 5"
+        )
+        _, first = await b.execute(identity, "sh", "-c", f"grep -E {keys} /proc/1/status")
+
+        assert code == 5
+        assert inside == first
+        assert "Seccomp:\t2" in inside
+
+    bench(body)
+
+
+def test_exec_of_what_is_not_there_is_127(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        identity = await b.start("sleep", "1000")
+
+        with pytest.raises(TareError) as raised:
+            await b.execute(identity, "nosuch")
+
+        assert raised.value.exit_code == 127
+
+    bench(body)
+
+
+def test_exec_in_what_has_ended_is_refused(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        identity = await b.start("true")
+        await b.ended(identity)
+
+        with pytest.raises(ConflictError, match="is not running"):
+            await b.execute(identity, "true")
+
+    bench(body)
+
+
+def test_the_oom_killer_is_recognised(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        limited = replace(SPEC, resources=Resources(memory=16 << 20, memory_swap=16 << 20))
+        identity = await b.start("tail", "/dev/zero", spec=limited)
+
+        exited = await b.ended(identity)
+
+        assert exited.oom_killed
+        assert exited.code == 137
+
+    bench(body)
+
+
+def test_a_container_that_joins_another_shares_its_network_and_ids(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        first = await b.start("sleep", "1000")
+        pid = b.keeper.running[first].pid
+        from tare.run.plan import plan
+
+        joining = replace(
+            SPEC,
+            process=ProcessSpec(args=("sh", "-c", "readlink /proc/self/ns/net; id -u; ps | wc -l")),
+            namespaces=Namespaces(network=f"container:{first}"),
+        )
+        place = b.place(joined={"network": pid})
+        b._specs[place.id] = (joining, place)
+
+        await b.keeper.start(plan(joining, place, b.host))
+        await b.ended(place.id)
+
+        words = b.output(place.id).split()
+        assert words[0] == os.readlink(f"/proc/{pid}/ns/net")
+        assert words[1] == "0"
+
+    bench(body)
+
+
+def test_a_killed_keeper_takes_nothing_along_and_the_next_one_knows_the_end(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        quiet = await b.start("sh", "-c", "sleep 0.3; echo late; exit 9")
+        talking = await b.start("sh", "-c", "cat; echo done; exit 4", open_stdin=True)
+        old = b.keeper_pid()
+
+        os.kill(old, signal.SIGKILL)
+        await asyncio.wait_for(b.lost.wait(), 10)
+        os.write(b.keeper.running[talking].stdin, b"after\n")
+        await b.keeper.close_stdin(talking)
+
+        first, second = await b.ended(quiet), await b.ended(talking)
+        assert b.keeper_pid() != old
+        assert (first.code, first.known, b.output(quiet)) == (9, True, "late\n")
+        assert (second.code, b.output(talking)) == (4, "after\ndone\n")
+
+    bench(body)
+
+
+def test_output_written_while_no_keeper_lives_is_not_lost(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        identity = await b.start("sh", "-c", "while :; do echo tick; sleep 0.01; done")
+        pid = b.keeper.running[identity].pid
+        await b.keeper.close()
+        os.kill(b.keeper_pid(), signal.SIGKILL)
+        os.kill(pid, 0)
+
+        await b.connect()
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGKILL)
+        await b.ended(identity)
+
+        assert set(b.output(identity).split()) == {"tick"}
+
+    bench(body)
+
+
+def test_a_reader_that_does_not_read_holds_the_program_back_and_loses_nothing(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        from tare.run.link import AttachPipes
+        from tare.run.plan import plan
+
+        reading, writing = os.pipe()
+        spec = replace(SPEC, process=ProcessSpec(args=("seq", "1", "60000")))
+        place = b.place()
+        b._specs[place.id] = (spec, place)
+        await b.keeper.start(plan(spec, place, b.host), AttachPipes(stdout=writing))
+
+        def drain() -> bytes:
+            with open(reading, "rb") as file:
+                return file.read()
+
+        data = await asyncio.to_thread(drain)
+        await b.ended(place.id)
+
+        assert data.decode() == "".join(f"{n}\n" for n in range(1, 60001))
+        assert b.output(place.id) == data.decode()
+
+    bench(body)
+
+
+def test_two_keepers_never_serve_one_directory(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        first = b.keeper_pid()
+        again = b.keeper._spawn()
+
+        code = await asyncio.to_thread(again.wait, 10)
+
+        assert code == 0
+        assert b.keeper_pid() == first
+        await b.keeper.ping()
+
+    bench(body)
+
+
+def test_no_descriptor_is_left_in_the_keeper(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        await b.run("true")
+        await b.keeper.ping()
+        before = len(os.listdir(f"/proc/{b.keeper_pid()}/fd"))
+        for _ in range(5):
+            await b.run("true")
+            with pytest.raises(TareError):
+                await b.start("nosuch")
+        await b.keeper.ping()
+
+        assert len(os.listdir(f"/proc/{b.keeper_pid()}/fd")) == before
+
+    bench(body)
