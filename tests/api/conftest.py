@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes.engine import Engine
 
+from fakes.engine import Engine  # type: ignore[import-not-found]  # tests/ is no package
 from tare.api.server import Server, bind
 
 
@@ -69,7 +69,7 @@ def api(tmp_path: Path) -> Iterator[Api]:
     engine = Engine()
 
     async def serve() -> None:
-        server = Server(engine)  # type: ignore[arg-type]  # the fake is the facade by shape
+        server = Server(engine)
         await server.start(bind(path, None))
         ready.set()
         await ending.wait()

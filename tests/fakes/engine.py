@@ -105,11 +105,11 @@ class Images:
             return IMAGE
         raise MissingError(f"No such image: {ref}", hint="tare images lists those there are")
 
-    async def list(self) -> list[Image]:
-        return [IMAGE]
-
     async def history(self, ref: str) -> list[tuple[History, int]]:
         return [(step, 1234) for step in (await self.get(ref)).config.history]
+
+    async def list(self) -> list[Image]:
+        return [IMAGE]
 
 
 class Containers:

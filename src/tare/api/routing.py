@@ -66,6 +66,10 @@ class Routes:
         ref, _, verb = rest.rpartition("/")
         if ref and (route := self._verbs.get((method, noun, verb))):
             return route, _decoded(noun, ref)
+        if ref and verb == "ws":  # the one verb of two words, attach/ws
+            ref, _, word = ref.rpartition("/")
+            if ref and (route := self._verbs.get((method, noun, f"{word}/{verb}"))):
+                return route, _decoded(noun, ref)
         if rest and (route := self._bare.get((method, noun))):
             return route, _decoded(noun, rest)
         raise MissingError("page not found")

@@ -146,8 +146,10 @@ class Hijacked(web.StreamResponse):
         """Nothing."""
 
 
-def hijack(request: web.BaseRequest, hangups: HangUps, content_type: str) -> Duplex:
-    """Answer the headers and take the connection from aiohttp."""
+def hijack(
+    request: web.BaseRequest, hangups: HangUps, content_type: str, headers: str = ""
+) -> Duplex:
+    """Answer the headers (*headers* are more lines of them) and take the connection."""
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the client is gone")
@@ -159,7 +161,9 @@ def hijack(request: web.BaseRequest, hangups: HangUps, content_type: str) -> Dup
     reader = asyncio.StreamReader(limit=_LIMIT, loop=loop)
     protocol = _Taken(reader, former, hangups)
     transport.write(
-        f"HTTP/1.1 {start}\r\nContent-Type: {content_type}\r\n{more}{_FIXED}\r\n".encode("ascii")
+        f"HTTP/1.1 {start}\r\nContent-Type: {content_type}\r\n{more}{_FIXED}{headers}\r\n".encode(
+            "ascii"
+        )
     )
     transport.set_protocol(protocol)
     protocol.connection_made(transport)
@@ -187,14 +191,19 @@ async def _inward(duplex: Duplex, attachment: Attachment, detector: Detector | N
 
 
 async def converse(
-    duplex: Duplex, attachment: Attachment, *, stdin: bool, detector: Detector | None = None
+    duplex: Duplex,
+    attachment: Attachment,
+    *,
+    stdin: bool,
+    detector: Detector | None = None,
+    framed: bool = False,
 ) -> None:
     """Carry an attachment's streams over *duplex* until its output ends or the user detaches.
 
-    With a terminal the output is raw, otherwise framed. ConnectionError when the client goes.
+    With a terminal the output is raw unless *framed*. ConnectionError when the client goes.
     """
     typing = asyncio.ensure_future(_inward(duplex, attachment, detector)) if stdin else None
-    raw = attachment.tty
+    raw = attachment.tty and not framed
     try:
         async for stream, chunk in attachment.output:
             await duplex.write(chunk if raw else _FRAME.pack(stream, len(chunk)) + chunk)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Callable
 
 from aiohttp import web
@@ -11,9 +12,8 @@ from aiohttp import web
 from tare.api.call import Call, answer, encoded
 from tare.api.routes.containers import make
 from tare.api.routes.images import told
-from tare.api.routes.streaming import output_type
 from tare.api.routing import Routes
-from tare.api.streams import Duplex, Hijacked, converse, frame, hijack
+from tare.api.streams import MULTIPLEXED, Duplex, Hijacked, converse, frame, hijack
 from tare.engine.streams import Attachment
 from tare.errors import TareError
 from tare.model.record import ExitInfo, Usage
@@ -26,10 +26,10 @@ RESULT: int = 3
 
 async def _begin(
     call: Call, asked: body.RunBody
-) -> tuple[str, Attachment, asyncio.Future[ExitInfo]]:
+) -> tuple[str, list[str], Attachment, asyncio.Future[ExitInfo]]:
     """Create, attach, wait and start, in this order; after a failure nothing is left."""
     containers = call.engine.containers
-    identity, _ = await make(call, asked, asked.name or "")
+    identity, warnings = await make(call, asked, asked.name or "")
     removing = bool(asked.host_config and asked.host_config.auto_remove)
     attachment: Attachment | None = None
     try:
@@ -48,7 +48,13 @@ async def _begin(
             with contextlib.suppress(TareError):
                 await containers.remove(identity, force=True, volumes=True)
         raise
-    return identity, attachment, waiting
+    return identity, warnings, attachment, waiting
+
+
+def _headers(identity: str, warnings: list[str]) -> str:
+    # JSON in ASCII has no line ends, so it cannot end the header.
+    said = f"Tare-Warnings: {json.dumps(warnings)}\r\n" if warnings else ""
+    return f"Tare-Id: {identity}\r\n{said}"
 
 
 def _usage(usage: Usage | None) -> dict[str, object] | None:
@@ -83,14 +89,18 @@ async def _run(call: Call) -> web.StreamResponse:
     options = asked.tare or body.RunOptions()
     sequence = keys(options.detach_keys or "")
     # A client that goes away must not leave a container that is half made.
-    identity, attachment, waiting = await asyncio.shield(asyncio.ensure_future(_begin(call, asked)))
+    identity, warnings, attachment, waiting = await asyncio.shield(
+        asyncio.ensure_future(_begin(call, asked))
+    )
     killer: asyncio.TimerHandle | None = None
     try:
-        duplex = hijack(call.request, call.hangups, output_type(call, tty=attachment.tty))
+        duplex = hijack(call.request, call.hangups, MULTIPLEXED, _headers(identity, warnings))
         if options.timeout:
             killer = asyncio.get_running_loop().call_later(options.timeout, _kill, call, identity)
         detector = Detector(sequence) if attachment.tty else None
-        await converse(duplex, attachment, stdin=bool(asked.open_stdin), detector=detector)
+        await converse(
+            duplex, attachment, stdin=bool(asked.open_stdin), detector=detector, framed=True
+        )
         await _finish(call, duplex, identity, waiting)
     finally:
         if killer is not None:
