@@ -78,6 +78,7 @@ class ErofsWriter:
         self._interned: dict[bytes, bytes] = {}
         self._chunks: dict[int, tuple[int, array[int]]] = {}
         self._opaque: set[int] = set()
+        self._skipped: set[bytes] = set()  # devices left out: links to them are, too
         self._hiding: set[int] = set()  # directories that hold whiteouts
         self._parent: tuple[bytes, int] | None = None
         self._metadata = 0
@@ -285,11 +286,20 @@ class ErofsWriter:
         elif existing in self._directories:
             self._opaque.add(existing)
 
-    def _link_target(self, entry: Entry) -> int:
+    def _skip_device(self, entry: Entry) -> None:
+        self._account(len(entry.path) + _NAME_COST)
+        self._skipped.add(entry.path)
+        self._summary.skipped_devices += 1
+
+    def _link_target(self, entry: Entry) -> int | None:
+        """The node to link to; None for a device that was left out."""
         index: int | None = ROOT
         for name in entry.linkname.split(b"/"):
             children = self._directories.get(index) if index is not None else None
             index = children.get(name) if children is not None else None
+        if index is None and entry.linkname in self._skipped:
+            self._skip_device(entry)
+            return None
         if index is None or index == WHITEOUT:
             raise InvalidError(
                 f"layer entry {show(entry.path)}: hard link to {show(entry.linkname)},"
@@ -313,7 +323,7 @@ class ErofsWriter:
                 self._account(len(entry.linkname))
                 self._targets[index] = entry.linkname
             case Kind.CHAR | Kind.BLOCK if not self._devices:
-                self._summary.skipped_devices += 1
+                self._skip_device(entry)
                 return None
             case _:
                 number = fmt.device_number(entry.major, entry.minor)

@@ -80,6 +80,7 @@ class Extractor:
         self._deferred: dict[bytes, tuple[int, int, int]] = {}  # path -> inode, mode, mtime
         self._metadata = 0
         self._added = 0
+        self._skipped: set[bytes] = set()  # devices left out: links to them are, too
         self._whiteouts_by_xattr = False
         self._summary = LayerSummary()
 
@@ -222,11 +223,14 @@ class Extractor:
         self._own(entry, lambda uid, gid: os.fchown(directory, uid, gid))
         self._set_xattrs(directory, entry)
         if entry.path not in self._deferred:
-            self._metadata += len(entry.path) + _DEFERRED_COST
-            if self._metadata > self._limits.metadata:
-                raise InvalidError(f"the archive's names exceed {self._limits.metadata} bytes")
+            self._account(len(entry.path) + _DEFERRED_COST)
         inode = os.fstat(directory).st_ino
         self._deferred[entry.path] = (inode, entry.mode & self._rules.mode_mask, entry.mtime_ns)
+
+    def _account(self, size: int) -> None:
+        self._metadata += size
+        if self._metadata > self._limits.metadata:
+            raise InvalidError(f"the archive's names exceed {self._limits.metadata} bytes")
 
     # -- whiteouts ------------------------------------------------------------------------
 
@@ -315,7 +319,7 @@ class Extractor:
         if not entry.path:
             raise InvalidError("archive entry '/': the root is not a directory")
         if entry.kind in (Kind.CHAR, Kind.BLOCK) and not self._rules.devices:
-            self._summary.skipped_devices += 1
+            self._skip_device(entry)
             return
         parent_path, _, name = entry.path.rpartition(b"/")
         parent = self._open_parent(parent_path)
@@ -394,9 +398,16 @@ class Extractor:
                     raise missing
                 os.link(target, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
         except OSError as error:
-            if error.errno in (errno.ENOENT, *_NOT_A_DIRECTORY):
+            if error.errno not in (errno.ENOENT, *_NOT_A_DIRECTORY):
+                raise
+            if entry.linkname not in self._skipped:
                 raise missing from error
-            raise
+            self._skip_device(entry)
+
+    def _skip_device(self, entry: Entry) -> None:
+        self._account(len(entry.path) + _DEFERRED_COST)
+        self._skipped.add(entry.path)
+        self._summary.skipped_devices += 1
 
     def _is_same(self, parent: int, name: bytes, entry: Entry) -> bool:
         """Is the name that is in the way already the file to link to?"""
