@@ -24,7 +24,7 @@ from tare.engine.core import JOINABLE
 from tare.engine.driver import Request
 from tare.engine.lifecycle import exit_info
 from tare.errors import ConflictError, FailedError, InvalidError, TareError, UnsupportedError
-from tare.model.record import ExitInfo, IdBlock, Pruned, Record, Usage
+from tare.model.record import ExitInfo, IdBlock, Pruned, Record, Usage, changed
 from tare.model.spec import ContainerSpec, MountKind, Resources, RestartPolicy
 from tare.model.state import Action, State
 from tare.run.plan import host_ids, signal_number
@@ -57,13 +57,13 @@ class Containers(Copying):
             image = await images.get(spec.image_id)
             block = self._block(spec, highest=images.highest_id(image))
             record = self._record(identity, given, spec, block)
-            record = replace(record, layers=tuple(layer.hex for layer in image.layers))
+            record = changed(record, layers=tuple(layer.hex for layer in image.layers))
             layers = await images.layers(spec.image_id)
             # Joined containers may start later than this one is made.
             warnings += self._driver.check(Request(record=record, layers=layers))
             self._core.workloads.make(identity)
             generated.write(f"{record.workload_dir}/files", spec, identity)
-            store.add(replace(record, warnings=tuple(warnings)))
+            store.add(changed(record, warnings=tuple(warnings)))
         except BaseException as error:
             images.release(spec.image_id, identity)
             self._core.workloads.discard(identity)
@@ -79,7 +79,7 @@ class Containers(Copying):
         self, identity: str, name: str, spec: ContainerSpec, block: IdBlock | None
     ) -> Record:
         paths = self._core.paths
-        directory = os.fspath(paths.workload(identity))
+        directory = f"{paths.state}/workloads/{identity}"
         return Record(
             id=identity,
             name=name or names.generated(lambda n: self._store.holder(n) is not None),
@@ -249,7 +249,7 @@ class Containers(Copying):
         if new == record.name:
             raise InvalidError("Renaming a container with the same name as its current name")
         old = record.name
-        record = self._store.put(replace(record, name=new))
+        record = self._store.put(changed(record, name=new))
         self._lifecycle.emit(record, "rename", {"oldName": f"/{old}"})
 
     async def update(
@@ -271,7 +271,7 @@ class Containers(Copying):
         spec = replace(record.spec, resources=wanted)
         if policy is not None:
             spec = replace(spec, restart=policy)
-        record = self._store.put(replace(self._store.get(record.id), spec=spec))
+        record = self._store.put(changed(self._store.get(record.id), spec=spec))
         self._lifecycle.emit(record, "update")
         return warnings
 

@@ -9,9 +9,20 @@ Not for: following paths (run.copy does, and never leaves the root).
 from __future__ import annotations
 
 import asyncio
+import builtins
 import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, BinaryIO
 
 from tare.engine.observing import Observing
+from tare.errors import MissingError
+from tare.model.record import Record
+from tare.model.state import State
+from tare.run import rootfs
+
+if TYPE_CHECKING:
+    from tare.image.changes import Change
+    from tare.model.oci import ImageConfig
 
 
 class Copying(Observing):
@@ -21,11 +32,98 @@ class Copying(Observing):
         """The bytes that it wrote itself, and those with its image."""
         record = self._store.get(ref)
         written = await asyncio.to_thread(_disk_usage, f"{record.workload_dir}/upper")
-        image = 0
-        for known in await self._core.images.list():
-            if str(known.id) == record.image_id:
-                image = known.size
+        try:
+            image = (await self._core.images.get(record.image_id)).size
+        except MissingError:
+            image = 0
         return written, written + image
+
+    async def changes(self, ref: str) -> builtins.list[Change]:
+        """What it added, changed and deleted, compared with its image; sorted by path."""
+        from tare.image.changes import changes
+
+        record = self._store.get(ref)
+        layers = await self._layers(record)
+
+        def compare() -> builtins.list[Change]:
+            upper = _open_upper(record)
+            if upper < 0:
+                return []
+            try:
+                lower = rootfs.mounted_image(layers)
+                try:
+                    return changes(upper, lower, userxattr=self._core.paths.rootless)
+                finally:
+                    os.close(lower)
+            finally:
+                os.close(upper)
+
+        return await asyncio.to_thread(compare)
+
+    async def commit(
+        self,
+        ref: str,
+        config: ImageConfig,
+        *,
+        repository: str = "",
+        tag: str = "",
+        changes: Iterable[str] = (),
+        pause: bool = True,
+    ) -> str:
+        """Make an image of the container as it is; the image's id. Paused meanwhile if asked."""
+        record = self._store.get(ref)
+        reference = f"{repository}:{tag}" if repository and tag else repository
+        base = await self._core.images.get(record.image_id)
+        frozen = pause and record.state is State.RUNNING
+        if frozen:
+            await self._driver.freeze(record)
+        try:
+            image = await self._core.images.commit(
+                base,
+                lambda file: _write_changes(record, file, rootless=self._core.paths.rootless),
+                config,
+                reference=reference,
+                changes=changes,
+            )
+        finally:
+            if frozen:
+                await self._driver.thaw(record)
+        self._lifecycle.emit(record, "commit", {"comment": "", "imageID": str(image.id)})
+        return str(image.id)
+
+    async def _layers(self, record: Record) -> builtins.list[str]:
+        return [os.fspath(path) for path in await self._core.images.layers(record.image_id)]
+
+
+def _open_upper(record: Record) -> int:
+    """The container's own layer; -1 when it never ran and nothing was copied into it."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(f"{record.workload_dir}/upper", flags)
+    except FileNotFoundError:
+        return -1
+
+
+def _write_changes(record: Record, file: BinaryIO, *, rootless: bool) -> None:
+    """The container's own layer as an archive, ids as they are inside."""
+    from tare.image.changes import write_layer
+    from tare.image.tar_writer import TarWriter
+
+    upper = _open_upper(record)
+    if upper < 0:
+        TarWriter(file).close()
+        return
+    block = record.id_block
+
+    def inside(host: int) -> int:
+        if block is not None and block.base <= host < block.base + block.size:
+            return host - block.base
+        return host
+
+    try:
+        write_layer(upper, file, unshift=inside, userxattr=rootless)
+    finally:
+        os.close(upper)
 
 
 def _disk_usage(path: str) -> int:

@@ -117,15 +117,15 @@ class Engine:
 
     async def info(self) -> Info:
         """The host and the engine at a glance."""
-        from tare.engine import info
+        from tare.engine.info import collect
 
-        return await info.collect(self._core)
+        return await collect(self._core)
 
     async def doctor(self) -> Sequence[Check]:
         """What this host lacks, what that costs, and what to do."""
-        from tare.engine import doctor
+        from tare.engine.doctor import examine
 
-        return await asyncio.to_thread(doctor.examine, self.paths)
+        return await asyncio.to_thread(examine, self.paths)
 
     @property
     def busy(self) -> bool:

@@ -18,7 +18,7 @@ from tare.engine.execs import Execs
 from tare.engine.lifecycle import Lifecycle
 from tare.engine.store import Store
 from tare.errors import TareError
-from tare.model.record import Health, HealthStatus, Probe, Record
+from tare.model.record import Health, HealthStatus, Probe, Record, changed
 from tare.model.spec import ExecSpec, HealthCheck, ProcessSpec
 from tare.model.state import State
 
@@ -95,7 +95,7 @@ class Checks:
         before = record.health or Health(status=HealthStatus.STARTING)
         in_start = probe.start_ns - record.started_ns < check.start_period_ns
         health = judged(before, probe, check, in_start=in_start)
-        record = self._store.put(replace(record, health=health))
+        record = self._store.put(changed(record, health=health))
         if health.status is not before.status:
             self._lifecycle.emit(record, f"health_status: {health.status}")
 

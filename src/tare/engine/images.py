@@ -203,7 +203,7 @@ class Images:
             lambda: bootstrap.bootstrap(
                 self._store,
                 suite,
-                variant=variant or bootstrap.DEFAULT_VARIANT,
+                variant=variant,
                 packages=packages,
                 mirror=mirror,
                 reference=reference,

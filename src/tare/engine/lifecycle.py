@@ -30,7 +30,7 @@ from tare.engine.store import Store
 from tare.engine.streams import Input
 from tare.engine.workloads import Workloads
 from tare.errors import ConflictError, FailedError, MissingError, TareError
-from tare.model.record import ExitInfo, Health, HealthStatus, Record, Usage
+from tare.model.record import ExitInfo, Health, HealthStatus, Record, Usage, changed
 from tare.model.state import INTENTS, Action, Fact, State, settled
 
 _KILL_PATIENCE: Final = 10.0
@@ -141,7 +141,7 @@ class Lifecycle:
                 raise ConflictError("container is marked for removal and cannot be started")
             count = record.restart_count + 1 if automatic else 0
             record = self.store.put(
-                replace(
+                changed(
                     record,
                     state=INTENTS[record.state, Action.START],
                     restart_count=count,
@@ -198,14 +198,14 @@ class Lifecycle:
 
     def _settle_alive(self, record: Record, state: State, seen: Seen) -> Record:
         fresh = record.state is State.STARTING or not record.alive
-        changes = replace(record, state=state)
+        changes = changed(record, state=state)
         if seen.started is not None:
             live = self.live(record.id)
             self._adopt(record, live, seen.started)
-            changes = replace(changes, pid=seen.started.pid, pid_start=seen.started.start_time)
+            changes = changed(changes, pid=seen.started.pid, pid_start=seen.started.start_time)
         if fresh:
             check = record.spec.health
-            changes = replace(
+            changes = changed(
                 changes,
                 started_ns=time.time_ns(),
                 finished_ns=0,
@@ -229,7 +229,7 @@ class Lifecycle:
         changes = _ended(record, state, seen) if ran else _failed(record, state, seen)
         if ran and not self._closing and self._wants_restart(changes):
             live.delay = restart.next_delay(live.delay, changes.finished_ns - record.started_ns)
-            changes = replace(changes, state=State.RESTARTING)
+            changes = changed(changes, state=State.RESTARTING)
         record = self.store.put(changes)
         ended = seen.ended
         if ended is not None and (ended.cpu_ns is not None or ended.memory_peak is not None):
@@ -329,7 +329,7 @@ class Lifecycle:
         """Start a container by its policy, after its back-off; once only."""
         live = self.live(record.id)
         if record.state is not State.RESTARTING:
-            self.store.put(replace(record, state=State.RESTARTING))
+            self.store.put(changed(record, state=State.RESTARTING))
         if live.timer is None:
             self._schedule(record.id, live)
 
@@ -380,7 +380,7 @@ class Lifecycle:
         was_paused = record.state is State.PAUSED
         if record.state is not State.STOPPING:
             record = self.store.put(
-                replace(record, state=INTENTS[record.state, Action.STOP], manually_stopped=True)
+                changed(record, state=INTENTS[record.state, Action.STOP], manually_stopped=True)
             )
         self._send(record, number)
         if was_paused:
@@ -400,7 +400,7 @@ class Lifecycle:
         if not record.running:
             raise ConflictError(f"container {record.id} is not running")
         if manual:
-            record = self.store.put(replace(record, manually_stopped=True))
+            record = self.store.put(changed(record, manually_stopped=True))
         if record.state is State.RESTARTING:
             if manual:
                 self._give_up_restart(record)
@@ -438,7 +438,7 @@ class Lifecycle:
 
     def _give_up_restart(self, record: Record) -> None:
         self._cancel_timer(self.live(record.id))
-        record = self.store.put(replace(record, state=State.EXITED, manually_stopped=True))
+        record = self.store.put(changed(record, state=State.EXITED, manually_stopped=True))
         self.emit(record, "stop")
 
     # --- pause ----------------------------------------------------------------------------------
@@ -477,9 +477,9 @@ class Lifecycle:
     def dispose(self, record: Record) -> None:
         """Remove a container that has no process: name and directory are free when it returns."""
         record = self.store.put(
-            replace(record, state=INTENTS[record.state, Action.REMOVE])
+            changed(record, state=INTENTS[record.state, Action.REMOVE])
             if record.state is not State.RESTARTING
-            else replace(record, state=State.REMOVING)
+            else changed(record, state=State.REMOVING)
         )
         live = self.live(record.id)
         self._cancel_timer(live)
@@ -487,7 +487,7 @@ class Lifecycle:
             self.workloads.discard(record.id)
         except OSError as error:
             message = f"cannot remove container {record.id[:12]}: {error}"
-            self.store.put(replace(record, state=State.DEAD, error=message))
+            self.store.put(changed(record, state=State.DEAD, error=message))
             raise FailedError(message) from error
         self.store.delete(record.id)
         if record.id_block is not None:
@@ -565,7 +565,7 @@ def _ended(record: Record, state: State, seen: Seen) -> Record:
         error = f"{whom}killed by the kernel's OOM killer{where}"
     elif not ended.known:
         error = "it ended while neither the daemon nor the keeper ran: its exit code is not known"
-    return replace(
+    return changed(
         record,
         state=State.EXITED if state is State.CREATED else state,
         exit_code=ended.code,
@@ -580,7 +580,7 @@ def _ended(record: Record, state: State, seen: Seen) -> Record:
 def _failed(record: Record, state: State, seen: Seen) -> Record:
     """*record* after a start that did not come about."""
     code = seen.error.exit_code if seen.error else 128
-    return replace(
+    return changed(
         record,
         state=state,
         exit_code=code if code in (125, 126, 127) else 128,

@@ -15,13 +15,12 @@ that only a crash runs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from tare.engine import restart
 from tare.engine.driver import Held, Started
 from tare.engine.lifecycle import Lifecycle, Seen
 from tare.errors import TareError
-from tare.model.record import Record
+from tare.model.record import Record, changed
 from tare.model.state import Fact, State
 
 
@@ -90,7 +89,7 @@ def _settle_active(lifecycle: Lifecycle, record: Record, held: Held | None) -> N
 
 
 def _settle_running(lifecycle: Lifecycle, record: Record, started: Started) -> None:
-    fact = lifecycle.driver.observe(replace(record, pid=started.pid, pid_start=started.start_time))
+    fact = lifecycle.driver.observe(changed(record, pid=started.pid, pid_start=started.start_time))
     if fact not in (Fact.ALIVE, Fact.FROZEN):
         fact = Fact.ALIVE  # its end is on the way and will be told
     lifecycle.settle(record.id, Seen(fact, started=started, recovering=True))

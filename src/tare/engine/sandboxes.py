@@ -309,7 +309,7 @@ class Sandboxes:
             name=record.name,
             layers=tuple(os.fspath(path) for path in request.layers),
             state_dir=record.workload_dir,
-            run_dir=os.fspath(self._paths.runtime(record.id)),
+            run_dir=f"{self._paths.run}/workloads/{record.id}",
             cgroup=record.cgroup,
             id_block=(block.base, block.size) if block is not None else None,
             files={

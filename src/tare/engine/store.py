@@ -4,7 +4,8 @@
 fsync of its own; after a power cut a record may be an older one, and recovery settles that)::
 
     meta(key, value)             schema
-    containers(id, name, record) one row a container, the record as JSON
+    containers(seq, spec, state)  one row a container, its record as JSON in two parts: what was
+                                  asked for, which seldom changes, and all the rest
 
 Reads never touch the disk. Each write is one statement, so one commit. The one writer is the
 daemon that holds ``run/daemon.lock``.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import bisect
 import sqlite3
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -32,10 +34,13 @@ _CHECKPOINT_EVERY: Final = 1024  # commits between two moves of the WAL into the
 
 _INACTIVE: Final = frozenset((State.CREATED, State.EXITED, State.DEAD))
 
+_STATE_FIELDS: Final = tuple(name for name in Record.__dataclass_fields__ if name != "spec")
+_state_values: Final = attrgetter(*_STATE_FIELDS)
+
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS containers(
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, name TEXT NOT NULL, record BLOB NOT NULL
+    seq INTEGER PRIMARY KEY, spec BLOB NOT NULL, state BLOB NOT NULL
 );
 """
 
@@ -49,6 +54,8 @@ class Store:
         self._encoder = msgspec.json.Encoder()
         self._db = self._open()
         self._by_id: dict[str, Record] = {}
+        self._rows: dict[str, int] = {}
+        self._last_row = 0
         self._by_name: dict[str, str] = {}
         self._active: dict[str, None] = {}
         self._sorted: list[str] = []
@@ -90,10 +97,12 @@ class Store:
         holder = self._by_name.get(record.name)
         if holder is not None:
             raise names.conflict(record.name, holder)
+        row = self._last_row + 1
         self._write(
-            "INSERT INTO containers(id, name, record) VALUES (?, ?, ?)",
-            (record.id, record.name, self._encode(record)),
+            "INSERT INTO containers VALUES (?, ?, ?)",
+            (row, self._encode(record.spec), self._encode(_state(record))),
         )
+        self._last_row = self._rows[record.id] = row
         self._remember(record)
         return record
 
@@ -106,10 +115,14 @@ class Store:
             holder = self._by_name.get(record.name)
             if holder is not None:
                 raise names.conflict(record.name, holder)
-        self._write(
-            "UPDATE containers SET name = ?, record = ? WHERE id = ?",
-            (record.name, self._encode(record), record.id),
-        )
+        row, state = self._rows[record.id], self._encode(_state(record))
+        if record.spec is old.spec:
+            self._write("UPDATE containers SET state = ? WHERE seq = ?", (state, row))
+        else:
+            self._write(
+                "UPDATE containers SET spec = ?, state = ? WHERE seq = ?",
+                (self._encode(record.spec), state, row),
+            )
         if old.name != record.name:
             del self._by_name[old.name]
             self._by_name[record.name] = record.id
@@ -119,7 +132,8 @@ class Store:
 
     def delete(self, identity: str) -> None:
         """Forget a record and free its name."""
-        self._write("DELETE FROM containers WHERE id = ?", (identity,))
+        self._write("DELETE FROM containers WHERE seq = ?", (self._rows[identity],))
+        del self._rows[identity]
         record = self._by_id.pop(identity)
         del self._by_name[record.name]
         self._active.pop(identity, None)
@@ -168,15 +182,17 @@ class Store:
         return db
 
     def _load(self) -> None:
-        for identity, blob in self._db.execute("SELECT id, record FROM containers ORDER BY seq"):
+        for row, spec, state in self._db.execute("SELECT * FROM containers ORDER BY seq"):
             try:
-                record = self._decoder.decode(blob)
+                record = self._decoder.decode(b'{"spec":' + spec + b"," + state[1:])
             except msgspec.DecodeError as error:
                 raise FailedError(
-                    f"the record of container {identity} in {self._path} cannot be read: {error}"
+                    f"record {row} in {self._path} cannot be read: {error}",
+                    hint="was it written by another version of tare?",
                 ) from error
-            self._by_id[identity] = record
-            self._by_name[record.name] = identity
+            self._rows[record.id] = self._last_row = row
+            self._by_id[record.id] = record
+            self._by_name[record.name] = record.id
             self._sort_active(record)
         self._sorted = sorted(self._by_id)
 
@@ -201,13 +217,13 @@ class Store:
             raise InvalidError(f"multiple IDs found with provided prefix: {ref}")
         return found[0]
 
-    def _encode(self, record: Record) -> bytes:
+    def _encode(self, part: object) -> bytes:
         try:
-            return self._encoder.encode(record)
+            return self._encoder.encode(part)
         except (msgspec.EncodeError, UnicodeEncodeError) as error:
             raise InvalidError(f"the container's settings are not valid text: {error}") from error
 
-    def _write(self, statement: str, values: tuple[str | bytes, ...]) -> None:
+    def _write(self, statement: str, values: tuple[int | bytes, ...]) -> None:
         try:
             self._db.execute(statement, values)
         except sqlite3.IntegrityError as error:
@@ -218,3 +234,8 @@ class Store:
                 hint="check the free space of its disk",
             ) from error
         self._writes += 1
+
+
+def _state(record: Record) -> dict[str, object]:
+    """All of a record but what was asked for."""
+    return dict(zip(_STATE_FIELDS, _state_values(record), strict=True))

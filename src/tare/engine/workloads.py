@@ -37,6 +37,7 @@ class Workloads:
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
+        self._root, self._bin = os.fspath(paths.workloads), os.fspath(paths.trash)
         self._spares: list[str] = []
         self._trash: list[str] = []
         self._count = 0
@@ -44,7 +45,7 @@ class Workloads:
 
     def make(self, identity: str) -> str:
         """Make the directory of a new container and return its path."""
-        path = os.fspath(self._paths.workload(identity))
+        path = f"{self._root}/{identity}"
         try:
             if not self._reuse(path):
                 os.mkdir(path, 0o700)
@@ -59,9 +60,9 @@ class Workloads:
 
     def discard(self, identity: str) -> None:
         """Take the directory away at once; its deletion follows. Not there: nothing to do."""
-        path = os.fspath(self._paths.workload(identity))
+        path = f"{self._root}/{identity}"
         self._count += 1
-        target = os.fspath(self._paths.trash / f"{identity[:24]}-{self._count}")
+        target = f"{self._bin}/{identity[:24]}-{self._count}"
         try:
             os.rename(path, target)
         except FileNotFoundError:

