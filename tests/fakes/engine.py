@@ -244,6 +244,9 @@ class Execs:
         )
         return None if detach else View(cat)
 
+    async def wait(self, ref: str) -> int:
+        return self.inspect(ref).exit_code or 0
+
     async def resize(self, ref: str, height: int, width: int) -> None:
         self.inspect(ref)
 

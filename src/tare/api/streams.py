@@ -177,7 +177,7 @@ def hijack(
     return Duplex(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
 
-async def _inward(duplex: Duplex, attachment: Attachment, detector: Detector | None) -> None:
+async def _inward(duplex: Duplex, attachment: Attachment, detector: Detector | None) -> bool:
     while data := await duplex.read():
         detach = False
         if detector is not None:
@@ -186,8 +186,9 @@ async def _inward(duplex: Duplex, attachment: Attachment, detector: Detector | N
             await attachment.write(data)
         if detach:
             await attachment.close()  # ends the output too
-            return
+            return True
     await attachment.close_stdin()
+    return False
 
 
 async def converse(
@@ -197,8 +198,8 @@ async def converse(
     stdin: bool,
     detector: Detector | None = None,
     framed: bool = False,
-) -> None:
-    """Carry an attachment's streams over *duplex* until its output ends or the user detaches.
+) -> bool:
+    """Carry an attachment's streams until its output ends; False when the user detached instead.
 
     With a terminal the output is raw unless *framed*. ConnectionError when the client goes.
     """
@@ -207,8 +208,9 @@ async def converse(
     try:
         async for stream, chunk in attachment.output:
             await duplex.write(chunk if raw else _FRAME.pack(stream, len(chunk)) + chunk)
+        return typing is None or not (typing.done() and typing.result())
     finally:
-        if typing is not None:
+        if typing is not None and not typing.done():
             typing.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await typing

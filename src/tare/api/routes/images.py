@@ -12,6 +12,7 @@ from tare.api.call import Call, answer, done, encoded, stream
 from tare.api.routes.archives import send
 from tare.api.routing import Routes
 from tare.errors import InvalidError, MissingError, TareError, UnsupportedError
+from tare.model.reference import Reference
 from tare.wire import body, image
 
 _LIST_FILTERS: Final = ("before", "dangling", "label", "reference", "since", "until")
@@ -117,9 +118,9 @@ async def _create(call: Call) -> web.StreamResponse:
     if not name:
         raise InvalidError("fromImage or fromSrc must be given")
     separator = "@" if ":" in tag else ":"
-    reference = f"{name}{separator}{tag}" if tag else name
+    reference = Reference.parse(f"{name}{separator}{tag}" if tag else name).with_default_tag()
     raise UnsupportedError(
-        f"pulling {reference[:200]!r} from a registry is not supported yet",
+        f"pulling {reference.familiar!r} from a registry is not supported yet",
         hint="bring the image with load, import or bootstrap",
     )
 

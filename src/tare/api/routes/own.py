@@ -98,10 +98,12 @@ async def _run(call: Call) -> web.StreamResponse:
         if options.timeout:
             killer = asyncio.get_running_loop().call_later(options.timeout, _kill, call, identity)
         detector = Detector(sequence) if attachment.tty else None
-        await converse(
+        if await converse(
             duplex, attachment, stdin=bool(asked.open_stdin), detector=detector, framed=True
-        )
-        await _finish(call, duplex, identity, waiting)
+        ):
+            await _finish(call, duplex, identity, waiting)
+        else:
+            await duplex.close()
     finally:
         if killer is not None:
             killer.cancel()
