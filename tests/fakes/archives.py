@@ -74,7 +74,12 @@ def descriptor(kind: str, content: bytes, **more: Any) -> dict[str, Any]:
 
 
 def oci(
-    configuration: bytes, layers: list[bytes], *, name: str = "", compress: bool = False, **more: Any
+    configuration: bytes,
+    layers: list[bytes],
+    *,
+    name: str = "",
+    compress: bool = False,
+    **more: Any,
 ) -> Members:
     """The members of an OCI layout of one image; *more* goes into the manifest."""
     members: Members = [("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')]

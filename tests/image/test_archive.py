@@ -83,9 +83,13 @@ def test_an_image_without_a_name_is_loaded_by_its_id(store: ImageStore) -> None:
 
 @pytest.mark.parametrize(
     ("name", "tags"),
-    [("a:1", ("a:1",)), ("docker.io/library/a:1", ("a:1",)), ("localhost/a", ("localhost/a:latest",)),
-     ("latest", ())],
-)  # fmt: skip
+    [
+        ("a:1", ("a:1",)),
+        ("docker.io/library/a:1", ("a:1",)),
+        ("localhost/a", ("localhost/a:latest",)),
+        ("latest", ()),
+    ],
+)
 def test_the_name_in_a_layout_is_the_name_of_its_image(
     store: ImageStore, name: str, tags: tuple[str, ...]
 ) -> None:
@@ -195,7 +199,9 @@ def test_skopeo_reads_what_we_save(
         manifest = json.loads((target / "manifest.json").read_text())
         image = store.get("busybox:test")
         assert manifest["config"]["digest"] == str(image.id)
-        blobs = [(target / l["digest"].partition(":")[2]).read_bytes() for l in manifest["layers"]]
+        blobs = [
+            (target / one["digest"].partition(":")[2]).read_bytes() for one in manifest["layers"]
+        ]
         plain = [gzip.decompress(b) if b[:2] == b"\x1f\x8b" else b for b in blobs]
         assert [archives.sha256(b) for b in plain] == [layer.hex for layer in image.layers]
 

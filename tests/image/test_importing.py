@@ -51,10 +51,27 @@ def test_a_change_sets_what_it_says(change: str, field: str, value: object) -> N
 
 @pytest.mark.parametrize(
     "change",
-    ["RUN x", "FROM y", "CMD", "ENV A", "ENV =x", "LABEL a=b c", "LABEL 'a", "EXPOSE 0", "EXPOSE x",
-     "STOPSIGNAL 99", "USER a b", "WORKDIR \0", "SHELL bash", "HEALTHCHECK x", "HEALTHCHECK CMD",
-     "HEALTHCHECK --interval=5 CMD x", "HEALTHCHECK --what=1s CMD x", "ONBUILD ONBUILD x"],
-)  # fmt: skip
+    [
+        "RUN x",
+        "FROM y",
+        "CMD",
+        "ENV A",
+        "ENV =x",
+        "LABEL a=b c",
+        "LABEL 'a",
+        "EXPOSE 0",
+        "EXPOSE x",
+        "STOPSIGNAL 99",
+        "USER a b",
+        "WORKDIR \0",
+        "SHELL bash",
+        "HEALTHCHECK x",
+        "HEALTHCHECK CMD",
+        "HEALTHCHECK --interval=5 CMD x",
+        "HEALTHCHECK --what=1s CMD x",
+        "ONBUILD ONBUILD x",
+    ],
+)
 def test_a_change_that_makes_no_sense_is_refused_by_name(change: str) -> None:
     with pytest.raises(InvalidError):
         apply_changes(BLANK, [change])

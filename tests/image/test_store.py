@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import os
@@ -18,7 +19,7 @@ import pytest
 from fakes import archives
 from tare.errors import ConflictError, FailedError, InvalidError, MissingError
 from tare.image.store import ImageStore, Removed, format_time, parse_time
-from tare.model.oci import History
+from tare.model.oci import History, ImageConfig
 
 BASE = archives.layer({"etc/hello": b"hello\n" * 3000, "empty": b""})
 TOP = archives.layer({"etc/top": b"top\n"})
@@ -77,9 +78,16 @@ def test_an_image_is_found_by_every_name_it_has(store: ImageStore) -> None:
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("nope", "nope:latest"), ("app", "app:latest"), ("sha256:" + "0" * 64, "sha256:000"),
-     ("sha256:xyz", "sha256:xyz"), ("A B", "A B"), ("app@sha256:" + "1" * 64, "app@sha256:111"), ("", "")],
-)  # fmt: skip
+    [
+        ("nope", "nope:latest"),
+        ("app", "app:latest"),
+        ("sha256:" + "0" * 64, "sha256:000"),
+        ("sha256:xyz", "sha256:xyz"),
+        ("A B", "A B"),
+        ("app@sha256:" + "1" * 64, "app@sha256:111"),
+        ("", ""),
+    ],
+)
 def test_an_image_that_is_not_there_is_missing(store: ImageStore, text: str, shown: str) -> None:
     load(store)
 
@@ -180,10 +188,21 @@ def test_every_kind_of_tar_comes_back_bit_for_bit(store: ImageStore, tmp_path: P
         out = tmp_path / f"{kind}.tar"
         # "twin" twice: the second takes the first's place, and the archive still comes back.
         subprocess.run(
-            ["tar", f"--format={kind}", *sparse, *exclude, "--hard-dereference", "-cf", out,
-             "-C", root, ".", "twin"],
+            [
+                "tar",
+                f"--format={kind}",
+                *sparse,
+                *exclude,
+                "--hard-dereference",
+                "-cf",
+                out,
+                "-C",
+                root,
+                ".",
+                "twin",
+            ],
             check=True,
-        )  # fmt: skip
+        )
         content = out.read_bytes() + b"trailing rubbish"
 
         info = store.add_layer(io.BytesIO(content))
@@ -303,6 +322,16 @@ def test_a_leased_layer_outlives_a_prune(store: ImageStore) -> None:
         store.layer(info.diff_id)
 
 
+def test_an_import_that_fails_leaves_no_layer(store: ImageStore) -> None:
+    with pytest.raises(InvalidError):
+        store.import_(io.BytesIO(b""), repository="x")
+    with pytest.raises(InvalidError, match="User"):
+        store.commit(None, io.BytesIO(TOP), ImageConfig(architecture="a", os="linux", user="a\nb"))
+
+    assert store.list() == []
+    assert files(store, "layers") == files(store, "blobs") == []
+
+
 def test_commit_puts_a_layer_on_top(store: ImageStore) -> None:
     load(store)
     base = store.get("app:1")
@@ -321,9 +350,12 @@ def test_commit_puts_a_layer_on_top(store: ImageStore) -> None:
 
 def test_import_makes_an_image_of_a_root_file_system(store: ImageStore) -> None:
     image = store.import_(
-        io.BytesIO(BASE), repository="root", tag="fs", changes=["EXPOSE 80", "WORKDIR a"],
+        io.BytesIO(BASE),
+        repository="root",
+        tag="fs",
+        changes=["EXPOSE 80", "WORKDIR a"],
         message="by hand",
-    )  # fmt: skip
+    )
 
     assert image.tags == ("root:fs",)
     assert image.config.exposed_ports == ("80/tcp",)
@@ -386,6 +418,28 @@ def test_a_configuration_edited_on_disk_is_noticed_and_its_image_dropped(tmp_pat
     again.close()
 
 
+@pytest.mark.parametrize("extract", [False, True])
+def test_a_full_disk_is_said_and_nothing_stays(tmp_path: Path, extract: bool) -> None:
+    mounted: list[str | Path] = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", tmp_path]
+    if subprocess.run(mounted, capture_output=True, check=False).returncode != 0:
+        pytest.skip("cannot mount a small file system")
+    try:
+        with contextlib.closing(ImageStore(tmp_path, extract=extract)) as store:
+            load(store)
+            big = archives.layer({"big": os.urandom(5 << 20)})
+            config = archives.config([big])
+
+            with pytest.raises(FailedError, match="no space left") as caught:
+                load(store, archives.pack(archives.docker((config, [big], ["big:1"]))))
+
+            assert "prune" in caught.value.hint
+            assert [str(image.id) for image in store.list()] == [ID]
+            assert not [n for n in os.listdir(tmp_path / "layers") if n.startswith(".")]
+            store.verify("app:1")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
 # -- crashes ------------------------------------------------------------------------------
 
 KILLED = textwrap.dedent(
@@ -429,7 +483,7 @@ def test_a_kill_at_any_point_leaves_all_or_nothing(tmp_path: Path, how: str) -> 
     archive.write_bytes(ARCHIVE)
     for point in itertools.count(0, 3):
         state = tmp_path / f"{point}"
-        command = [sys.executable, "-c", KILLED, state, archive, str(point), how]
+        command: list[str | Path] = [sys.executable, "-c", KILLED, state, archive, str(point), how]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 

@@ -19,18 +19,29 @@ DOCKERS = {
     "architecture": "arm64",
     "variant": "v8",
     "config": {
-        "Hostname": "", "AttachStdin": False, "ExposedPorts": {"80/tcp": {}}, "Tty": False,
-        "Env": ["PATH=/bin"], "Cmd": ["nginx"], "Image": "sha256:aa", "Volumes": None,
-        "WorkingDir": "", "Entrypoint": ["/docker-entrypoint.sh"], "OnBuild": None,
-        "Labels": {"maintainer": "me"}, "StopSignal": "SIGQUIT",
+        "Hostname": "",
+        "AttachStdin": False,
+        "ExposedPorts": {"80/tcp": {}},
+        "Tty": False,
+        "Env": ["PATH=/bin"],
+        "Cmd": ["nginx"],
+        "Image": "sha256:aa",
+        "Volumes": None,
+        "WorkingDir": "",
+        "Entrypoint": ["/docker-entrypoint.sh"],
+        "OnBuild": None,
+        "Labels": {"maintainer": "me"},
+        "StopSignal": "SIGQUIT",
         "Healthcheck": {"Test": ["CMD-SHELL", "true"], "Interval": 5_000_000_000},
     },
-    "container": "abc", "container_config": {"Cmd": []},
-    "created": "2023-05-03T19:51:27.330829Z", "docker_version": "20.10.23",
+    "container": "abc",
+    "container_config": {"Cmd": []},
+    "created": "2023-05-03T19:51:27.330829Z",
+    "docker_version": "20.10.23",
     "history": [{"created_by": "ADD"}, {"created_by": "CMD", "empty_layer": True}],
     "os": "linux",
     "rootfs": {"type": "layers", "diff_ids": ["sha256:" + "1" * 64]},
-}  # fmt: skip
+}
 
 
 def test_a_configuration_of_docker_is_read() -> None:
@@ -57,22 +68,39 @@ def test_a_configuration_with_no_config_is_read() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"os": ""}, {"os": None}, {"architecture": "a/b"}, {"rootfs": None}, {"rootfs": {"type": "x"}},
-     {"rootfs": {"type": "layers", "diff_ids": ["md5:1"]}}, {"history": [{}, {}]}, {"history": {}},
-     {"history": [{"empty_layer": "yes"}]}, {"config": []}, {"layers": []}, {"Config": {}}],
-)  # fmt: skip
+    [
+        {"os": ""},
+        {"os": None},
+        {"architecture": "a/b"},
+        {"rootfs": None},
+        {"rootfs": {"type": "x"}},
+        {"rootfs": {"type": "layers", "diff_ids": ["md5:1"]}},
+        {"history": [{}, {}]},
+        {"history": {}},
+        {"history": [{"empty_layer": "yes"}]},
+        {"config": []},
+        {"layers": []},
+        {"Config": {}},
+    ],
+)
 def test_a_configuration_that_is_none_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(InvalidError, match="image configuration|sha256"):
+    with pytest.raises(InvalidError, match=r"image configuration|sha256"):
         ImageConfig.parse(json.dumps({**DOCKERS, **change}).encode())
 
 
-WORDS = st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), max_size=3).map(tuple)  # fmt: skip
+LETTERS = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
+WORDS = st.lists(st.text(LETTERS), max_size=3).map(tuple)
 
 
 @given(
-    entrypoint=st.none() | WORDS, cmd=st.none() | WORDS, env=WORDS, volumes=WORDS,
-    labels=st.dictionaries(st.from_regex("[a-z.]{1,9}", fullmatch=True), st.from_regex("[ -~]*", fullmatch=True)),
-)  # fmt: skip
+    entrypoint=st.none() | WORDS,
+    cmd=st.none() | WORDS,
+    env=WORDS,
+    volumes=WORDS,
+    labels=st.dictionaries(
+        st.from_regex("[a-z.]{1,9}", fullmatch=True), st.from_regex("[ -~]*", fullmatch=True)
+    ),
+)
 def test_what_is_written_is_read_again_and_always_the_same_bytes(
     entrypoint: tuple[str, ...] | None,
     cmd: tuple[str, ...] | None,
@@ -81,11 +109,17 @@ def test_what_is_written_is_read_again_and_always_the_same_bytes(
     labels: dict[str, str],
 ) -> None:
     config = ImageConfig(
-        architecture="amd64", os="linux", entrypoint=entrypoint, cmd=cmd, env=env,
-        volumes=tuple(sorted(set(volumes))), labels=labels,
-        health=HealthCheck(test=("CMD", "x"), retries=7), history=(History(comment="c"),),
+        architecture="amd64",
+        os="linux",
+        entrypoint=entrypoint,
+        cmd=cmd,
+        env=env,
+        volumes=tuple(sorted(set(volumes))),
+        labels=labels,
+        health=HealthCheck(test=("CMD", "x"), retries=7),
+        history=(History(comment="c"),),
         diff_ids=(Digest("0" * 64),),
-    )  # fmt: skip
+    )
 
     encoded = oci.encode(config)
 
@@ -105,27 +139,57 @@ def test_a_manifest_is_written_as_it_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("text", "good"),
-    [("SIGTERM", True), ("term", True), ("9", True), ("64", True), ("RTMIN+3", True), ("SIGRTMAX-1", True),
-     ("0", False), ("65", False), ("SIGTERM+1", False), ("", False), ("SIG", False), ("9 ", False)],
-)  # fmt: skip
+    [
+        ("SIGTERM", True),
+        ("term", True),
+        ("9", True),
+        ("64", True),
+        ("RTMIN+3", True),
+        ("SIGRTMAX-1", True),
+        ("0", False),
+        ("65", False),
+        ("SIGTERM+1", False),
+        ("", False),
+        ("SIG", False),
+        ("9 ", False),
+    ],
+)
 def test_signals_are_known_by_name_and_number(text: str, good: bool) -> None:
     assert oci.is_signal(text) is good
 
 
 @pytest.mark.parametrize(
     ("text", "good"),
-    [("80", True), ("80/tcp", True), ("8000-8010/udp", True), ("0", False), ("65536", False),
-     ("9-8", False), ("80/icmp", False), ("80/", False), ("-1", False), ("٨٠", False)],
-)  # fmt: skip
+    [
+        ("80", True),
+        ("80/tcp", True),
+        ("8000-8010/udp", True),
+        ("0", False),
+        ("65536", False),
+        ("9-8", False),
+        ("80/icmp", False),
+        ("80/", False),
+        ("-1", False),
+        ("٨٠", False),
+    ],
+)
 def test_ports_are_numbers_and_ranges(text: str, good: bool) -> None:
     assert oci.is_port(text) is good
 
 
 IMAGE = ImageConfig(
-    architecture="amd64", os="linux", entrypoint=("ep",), cmd=("cmd",), env=("A=image", "B=image"),
-    user="u", cwd="/w", labels={"a": "image", "b": "image"}, volumes=("/v",), stop_signal="SIGQUIT",
+    architecture="amd64",
+    os="linux",
+    entrypoint=("ep",),
+    cmd=("cmd",),
+    env=("A=image", "B=image"),
+    user="u",
+    cwd="/w",
+    labels={"a": "image", "b": "image"},
+    volumes=("/v",),
+    stop_signal="SIGQUIT",
     health=HealthCheck(test=("CMD", "x"), retries=9),
-)  # fmt: skip
+)
 WISHES = ContainerSpec(
     image="i", image_id="sha256:" + "0" * 64, process=ProcessSpec(args=()), stop_signal=""
 )
@@ -133,9 +197,15 @@ WISHES = ContainerSpec(
 
 @pytest.mark.parametrize(
     ("entrypoint", "command", "args"),
-    [(None, None, ("ep", "cmd")), (None, ("x",), ("ep", "x")), (("y",), None, ("y",)),
-     (("y",), ("x",), ("y", "x")), (("",), ("x",), ("x",)), ((), None, ("cmd",))],
-)  # fmt: skip
+    [
+        (None, None, ("ep", "cmd")),
+        (None, ("x",), ("ep", "x")),
+        (("y",), None, ("y",)),
+        (("y",), ("x",), ("y", "x")),
+        (("",), ("x",), ("x",)),
+        ((), None, ("cmd",)),
+    ],
+)
 def test_a_users_entrypoint_drops_the_images_command(
     entrypoint: tuple[str, ...] | None, command: tuple[str, ...] | None, args: tuple[str, ...]
 ) -> None:

@@ -61,9 +61,17 @@ def test_a_digest_is_part_of_a_name() -> None:
 
 @pytest.mark.parametrize(
     "digest",
-    ["sha256:" + HEX.upper(), "SHA256:" + HEX, "sha256:" + HEX[:-1], "sha1:" + HEX[:40],
-     "sha256:../../" + HEX, "md5:" + HEX[:32], "sha512:" + HEX * 2, "sha256:" + HEX + "0"],
-)  # fmt: skip
+    [
+        "sha256:" + HEX.upper(),
+        "SHA256:" + HEX,
+        "sha256:" + HEX[:-1],
+        "sha1:" + HEX[:40],
+        "sha256:../../" + HEX,
+        "md5:" + HEX[:32],
+        "sha512:" + HEX * 2,
+        "sha256:" + HEX + "0",
+    ],
+)
 @pytest.mark.attack("A30")
 def test_only_a_whole_lower_case_sha256_is_a_digest(digest: str) -> None:
     with pytest.raises(InvalidError):
@@ -72,13 +80,27 @@ def test_only_a_whole_lower_case_sha256_is_a_digest(digest: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["débian", "debian\n", "debian\x00", "deb\u200bian", "docker.io\u2044x", "a@b@sha256:" + HEX,
-     "a" * 5000, "x:" + "t" * 129, "debian ", " debian", "debian:a b", "debian:", "x/../y",
-     "http://x/y", "a:b:c"],
-)  # fmt: skip
+    [
+        "débian",
+        "debian\n",
+        "debian\x00",
+        "deb\u200bian",
+        "docker.io\u2044x",
+        "a@b@sha256:" + HEX,
+        "a" * 5000,
+        "x:" + "t" * 129,
+        "debian ",
+        " debian",
+        "debian:a b",
+        "debian:",
+        "x/../y",
+        "http://x/y",
+        "a:b:c",
+    ],
+)
 @pytest.mark.attack("A36")
 def test_what_only_looks_like_a_name_is_refused(text: str) -> None:
-    with pytest.raises(InvalidError, match="invalid|must"):
+    with pytest.raises(InvalidError, match=r"invalid|must"):
         Reference.parse(text)
 
 

@@ -69,14 +69,15 @@ class Lease:
             self._pins[digest] += 1
             self._mine.append(digest)
 
-    def release(self) -> None:
-        """Keep nothing any more; a second call does nothing."""
+    def release(self) -> list[Digest]:
+        """Keep nothing any more; answers what was kept. A second call does nothing."""
         with self._lock:
-            for digest in self._mine:
+            released, self._mine = self._mine, []
+            for digest in released:
                 self._pins[digest] -= 1
                 if not self._pins[digest]:
                     del self._pins[digest]
-            self._mine.clear()
+            return released
 
 
 class Index:
@@ -101,17 +102,8 @@ class Index:
         with self.lock:
             self._database.close()
 
-    @contextmanager
-    def lease(self) -> Iterator[Lease]:
-        """A lease for the time of a ``with``."""
-        lease = Lease(self._pins, self.lock)
-        try:
-            yield lease
-        finally:
-            lease.release()
-
-    def permanent_lease(self) -> Lease:
-        """A lease that lasts as long as the process, or until it is released."""
+    def lease(self) -> Lease:
+        """A lease that lasts until it is released, or as long as the process."""
         return Lease(self._pins, self.lock)
 
     def pinned(self, digest: Digest) -> bool:

@@ -17,6 +17,7 @@ synced before HEX.json is. Not for: who uses a layer (``index``, ``store``).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -34,7 +35,6 @@ from tare.image import erofs, extract, tar
 from tare.image.compress import (
     Compression,
     Compressor,
-    Decompressed,
     compressor,
     detect,
     open_decompressed,
@@ -114,13 +114,13 @@ class Layers:
         work = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self._directory))
         try:
             measured = _Measured(stream, blob)
-            with open_decompressed(
-                measured, limits=self._limits(), digest=True, read_ahead=True
-            ) as plain:
+            with open_decompressed(measured, digest=True, read_ahead=True) as plain:
                 convert = self._extracted if self._extract else self._erofs
-                summary = convert(plain, work)
+                summary = convert(_Affordable(plain, self._directory), work)
                 found = Digest(plain.digest)
                 size = plain.size
+            if not size:
+                raise InvalidError("the archive is empty")
             measured.verify(found)
             if diff_id is not None and found != diff_id:
                 raise InvalidError(
@@ -193,20 +193,14 @@ class Layers:
 
     # -- making one -------------------------------------------------------------------------
 
-    def _limits(self) -> Limits:
-        """No layer may fill the disk: a tenth of what is free stays free."""
-        status = os.statvfs(self._directory)
-        return Limits(total=max(status.f_bavail * status.f_frsize * 9 // 10, 1 << 20))
-
-    def _erofs(self, plain: Decompressed, work: Path) -> LayerSummary:
-        limits = self._limits()
+    def _erofs(self, plain: ByteSource, work: Path) -> LayerSummary:
         with (
             open(work / "erofs", "xb", buffering=0, opener=_private) as out,
             open(work / "recipe", "xb", opener=_private) as recipe,
         ):
             recorder = Recorder(plain, recipe)
-            writer = erofs.ErofsWriter(out, limits=limits)
-            for entry, content in tar.read(recorder, limits=limits):
+            writer = erofs.ErofsWriter(out)
+            for entry, content in tar.read(recorder):
                 if _stored_whole(entry):
                     recorder.data(content.offset, entry.size, writer.position)
                 writer.add(entry, content)
@@ -217,17 +211,16 @@ class Layers:
                 os.fsync(file.fileno())
         return summary
 
-    def _extracted(self, plain: Decompressed, work: Path) -> LayerSummary:
-        limits = self._limits()
+    def _extracted(self, plain: ByteSource, work: Path) -> LayerSummary:
         root = work / "tree"
         root.mkdir(mode=0o755)
         descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             with open(work / "tar.zst", "xb", opener=_private) as kept:
                 copy = _Copied(plain, compressor(Compression.ZSTD, kept, level=1))
-                entries = tar.read(copy, limits=limits)
+                entries = tar.read(copy)
                 rules = extraction_rules(work)
-                summary = extract.extract(entries, descriptor, rules=rules, limits=limits)
+                summary = extract.extract(entries, descriptor, rules=rules)
                 copy.finish()
                 kept.flush()
                 os.fsync(kept.fileno())
@@ -309,6 +302,23 @@ def _stored_whole(entry: Entry) -> bool:
         and meaning(entry)[0] is Meaning.ENTRY
         and bool(entry.path)
     )
+
+
+class _Affordable:
+    """Passes bytes on while a tenth of what was free on the disk would stay free."""
+
+    def __init__(self, stream: ByteSource, directory: Path) -> None:
+        self._stream = stream
+        status = os.statvfs(directory)
+        self._left = status.f_bavail * status.f_frsize * 9 // 10
+
+    def read(self, n: int = -1, /) -> bytes:
+        """At most *n* bytes of the stream; OSError ENOSPC when they would fill the disk."""
+        data = self._stream.read(n)
+        self._left -= len(data)
+        if self._left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return data
 
 
 class _Measured:

@@ -23,7 +23,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,7 +96,7 @@ class ImageStore:
         self._blobs = Blobs(state_dir / "blobs")
         self._layers = Layers(state_dir / "layers", extract=extract)
         self._index = Index(state_dir / "images.db")
-        self._loose = self._index.permanent_lease()
+        self._loose = self._index.lease()
         self._configs: dict[Digest, ImageConfig] = {}
 
     def close(self) -> None:
@@ -208,9 +207,17 @@ class ImageStore:
 
     # -- adding -----------------------------------------------------------------------------
 
-    def lease(self) -> AbstractContextManager[Lease]:
-        """While the lease is held, layers that are added or pinned with it are not collected."""
-        return self._index.lease()
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[Lease]:
+        """While the lease is held, layers that are added or pinned with it are not collected.
+
+        At its end those that no image has are: name the image before.
+        """
+        lease = self._index.lease()
+        try:
+            yield lease
+        finally:
+            self._collect(lease.release())
 
     def add_layer(
         self,
@@ -278,18 +285,15 @@ class ImageStore:
         All of them or none. Without *replace_tags* a tag of another image is ConflictError.
         """
         loaded: Names = []
-        try:
-            with _disk(), self.lease() as lease:
-                found = archive.load(stream, _Receiver(self, lease), progress)
-                with self._index.lock:
-                    if not replace_tags:
-                        self._refuse_taken(found)
-                    with self._index.change():
-                        for image in found:
-                            known = self.add_image(image.config, names=image.names)
-                            loaded += [n.familiar for n in image.names] or [str(known.id)]
-        finally:
-            self._collect(self._layers.all())  # what no image turned out to need
+        with _disk(), self.lease() as lease:
+            found = archive.load(stream, _Receiver(self, lease), progress)
+            with self._index.lock:
+                if not replace_tags:
+                    self._refuse_taken(found)
+                with self._index.change():
+                    for image in found:
+                        known = self.add_image(image.config, names=image.names)
+                        loaded += [n.familiar for n in image.names] or [str(known.id)]
         return loaded
 
     def _refuse_taken(self, found: Iterable[archive.Loaded]) -> None:
@@ -526,12 +530,16 @@ def _disk() -> Iterator[None]:
     """Turn what the file system refuses into a sentence."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, FailedError) as error:
+        # The extractor's errors name the file; when the disk is full, that is not the point.
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             raise FailedError(
                 "no space left on the device that holds the images",
                 hint="tare image prune frees what nothing uses",
             ) from error
+        if isinstance(error, FailedError):
+            raise
         raise FailedError(f"the image store failed: {error}") from error
 
 
