@@ -30,6 +30,7 @@ _DATA: Final = 1
 _COPY: Final = 1 << 20
 _WINDOW: Final = 2 << 20  # the reader of archives looks at most 1 MiB ahead
 _HELD: Final = 8 << 20
+_GATHERED: Final = 256 << 10
 
 
 class Recorder:
@@ -42,6 +43,7 @@ class Recorder:
     def __init__(self, stream: ByteSource, out: ByteSink) -> None:
         self._stream = stream
         self._out = compressor(Compression.ZSTD, out, level=1)
+        self._steps = bytearray()  # gathered, because most steps are a few bytes
         self._held = bytearray()  # passed, and not yet known to be literal or data
         self._start = 0  # offset in the archive of the first byte held
         self._skip = 0  # bytes of data still to pass
@@ -87,23 +89,29 @@ class Recorder:
             raise FailedError("the recipe of a layer does not fit its archive")
         if length:
             self._number(length << 1 | _LITERAL)
-            self._out.write(bytes(self._held[:length]))
+            self._steps += self._held[:length]
             del self._held[:length]
             self._start += length
+            if len(self._steps) > _GATHERED:
+                self._flush()
 
     def _number(self, value: int) -> None:
-        encoded = bytearray()
+        steps = self._steps
         while value > 0x7F:
-            encoded.append(value & 0x7F | 0x80)
+            steps.append(value & 0x7F | 0x80)
             value >>= 7
-        encoded.append(value)
-        self._out.write(bytes(encoded))
+        steps.append(value)
+
+    def _flush(self) -> None:
+        self._out.write(bytes(self._steps))
+        self._steps.clear()
 
     def finish(self) -> None:
         """The reader has read all: what is held is literal, and the recipe ends."""
         if self._skip:
             raise FailedError("the recipe of a layer does not fit its archive")
         self._literal(len(self._held))
+        self._flush()
         self._out.close()
 
 

@@ -74,45 +74,9 @@ LAYER_TYPES: Final = frozenset(
 _PORT: Final = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.ASCII)
 _TOKEN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 _SIGNAL: Final = re.compile(r"(?:SIG)?([A-Z0-9]+(?:[+-]\d{1,2})?)")
-_SIGNALS: Final = frozenset(
-    [
-        "HUP",
-        "INT",
-        "QUIT",
-        "ILL",
-        "TRAP",
-        "ABRT",
-        "IOT",
-        "BUS",
-        "FPE",
-        "KILL",
-        "USR1",
-        "SEGV",
-        "USR2",
-        "PIPE",
-        "ALRM",
-        "TERM",
-        "STKFLT",
-        "CHLD",
-        "CLD",
-        "CONT",
-        "STOP",
-        "TSTP",
-        "TTIN",
-        "TTOU",
-        "URG",
-        "XCPU",
-        "XFSZ",
-        "VTALRM",
-        "PROF",
-        "WINCH",
-        "IO",
-        "POLL",
-        "PWR",
-        "SYS",
-        "RTMIN",
-        "RTMAX",
-    ]
+_SIGNALS: Final = (
+    "HUP INT QUIT ILL TRAP ABRT IOT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CLD CONT"
+    " STOP TSTP TTIN TTOU URG XCPU XFSZ VTALRM PROF WINCH IO POLL PWR SYS RTMIN RTMAX"
 )
 _INT64: Final = 2**63 - 1
 
@@ -319,7 +283,7 @@ def is_signal(text: str) -> bool:
     if match is None:
         return False
     name = re.split("[+-]", match[1])[0]
-    return name in _SIGNALS and (name == match[1] or name in ("RTMIN", "RTMAX"))
+    return name in _SIGNALS.split() and (name == match[1] or name in ("RTMIN", "RTMAX"))
 
 
 def is_port(text: str) -> bool:
