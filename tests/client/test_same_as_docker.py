@@ -81,11 +81,11 @@ create --mount type=bind,src=/a,dst=/b,bind-propagation=rslave,ro=false debian
 create --mount type=bind,src=./rel,dst=/b debian
 create --mount "type=tmpfs,destination=/t,tmpfs-size=64m,tmpfs-mode=1770" debian
 create --mount "type=volume,source=v,target=/v,volume-nocopy,volume-subpath=x" debian
-create --mount "type=volume,source=v,target=/v,volume-driver=local,volume-opt=o=bind,volume-label=a=b" debian
+create --mount "source=v,target=/v,volume-driver=local,volume-opt=o=b,volume-label=a" debian
 create --mount '"type=bind","source=/a,b",target=/b' debian
 create --mount type=bind,source=/a,target=/b,bind-recursive=disabled debian
 create --mount type=bind,source=/a,target=/b,readonly,bind-recursive=writable debian
-create --mount type=bind,source=/a,target=/b,readonly,bind-recursive=readonly,bind-propagation=rprivate debian
+create --mount type=bind,src=/a,dst=/b,ro,bind-recursive=readonly,bind-propagation=rprivate debian
 create --mount source=v,target=/v debian
 create --cap-add NET_RAW --cap-drop ALL --privileged debian
 create --security-opt no-new-privileges --security-opt seccomp=unconfined debian

@@ -101,7 +101,7 @@ class FakeEngine:
             return False
         method, where, _ = line.decode().split()
         headers = {}
-        while (raw := connection.rfile.readline().decode().strip()):
+        while raw := connection.rfile.readline().decode().strip():
             name, _, value = raw.partition(":")
             headers[name.lower()] = value.strip()
         body = b""
@@ -142,7 +142,9 @@ class FakeEngine:
                     out.write(frame(1, data))
             out.write(answer.last)
             return False
-        content = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
+        content = (
+            answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
+        )
         if answer.body is None:
             content = b""
         head = f"HTTP/1.1 {answer.status} X\r\nContent-Type: application/json\r\n"

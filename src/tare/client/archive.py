@@ -8,6 +8,7 @@ tarfile parses; its extraction is not used. Not for image layers (image.layers h
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import tarfile
@@ -200,30 +201,14 @@ class Unpacker:
             os.close(source)
 
 
-class _Collected:
-    """Takes what tarfile writes and gives it away again."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-
-    def write(self, data: bytes) -> int:
-        self.parts.append(data)
-        return len(data)
-
-    def take(self) -> bytes:
-        data = b"".join(self.parts)
-        self.parts.clear()
-        return data
-
-
 def packed(path: str, name: str, *, follow: bool = False, owners: bool = False) -> Iterator[bytes]:
     """The archive of *path*, its top called *name*; *follow* takes what a link points to.
 
     Sockets are left out. Without *owners* everything belongs to root inside, as with Docker.
     """
-    out = _Collected()
-    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
-        top = os.path.realpath(path) if follow else path
+    top = os.path.realpath(path) if follow else path
+    # Only for gettarinfo, which remembers hard links: what is written comes from here.
+    with tarfile.open(fileobj=io.BytesIO(), mode="w") as archive:
         for host, inside in _walk(top, name):
             entry = archive.gettarinfo(host, inside)
             if entry is None:
@@ -233,11 +218,15 @@ def packed(path: str, name: str, *, follow: bool = False, owners: bool = False) 
                 entry.uname = entry.gname = ""
             if entry.isreg():
                 with open(host, "rb") as file:
-                    yield from _content(archive, entry, file, out)
+                    yield _head(entry)
+                    yield from _content(entry, file)
             else:
-                archive.addfile(entry)
-                yield out.take()
-    yield out.take()
+                yield _head(entry)
+    yield b"\0" * 1024
+
+
+def _head(entry: tarfile.TarInfo) -> bytes:
+    return entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
 def _walk(host: str, inside: str) -> Iterator[tuple[str, str]]:
@@ -247,14 +236,8 @@ def _walk(host: str, inside: str) -> Iterator[tuple[str, str]]:
             yield from _walk(f"{host}/{name}", f"{inside}/{name}")
 
 
-def _content(
-    archive: tarfile.TarFile, entry: tarfile.TarInfo, file: IO[bytes], out: _Collected
-) -> Iterator[bytes]:
-    """A file of any size in pieces: its head, then exactly the bytes that the head promises."""
-    yield out.take()
-    yield entry.tobuf(
-        archive.format, archive.encoding or "utf-8", archive.errors or "surrogateescape"
-    )
+def _content(entry: tarfile.TarInfo, file: IO[bytes]) -> Iterator[bytes]:
+    """A file in pieces: exactly the bytes that its head promises."""
     left = entry.size
     while left:
         piece = file.read(min(_PIECE, left))

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+else:
+    Json = object  # for those who import the name at run time
 
 
 class _Rules:

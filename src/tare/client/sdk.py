@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from tare.client import document, runspec, streams
 from tare.client.cli.ps import filters as encoded_filters
-from tare.client.document import Json, flag, mapping, number, text
+from tare.client.document import flag, mapping, number, text
 from tare.client.sdk_values import (
     ContainerSummary,
     ImageSummary,
@@ -36,6 +36,8 @@ from tare.errors import FailedError, InvalidError, TareError
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from tare.client.document import Json
 
 _TAR = "application/x-tar"
 _GRACE_SECONDS = 10.0  # for a killed container to be gone

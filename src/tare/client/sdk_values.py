@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-from tare.client.options import Flags, Value
+from tare.client.options import Flags
 from tare.errors import InvalidError
+
+if TYPE_CHECKING:
+    from tare.client.options import Value
 
 
 class Options(TypedDict, total=False):

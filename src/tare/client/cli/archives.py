@@ -165,11 +165,9 @@ def _bootstrap(daemon: Daemon, flags: Flags, arguments: list[str]) -> int:
         "tag": reference,
         "mirror": flags.text("mirror"),
     }
-    results = progress(
-        daemon.open("POST", target("/tare/images/bootstrap", query)), quiet=flags.flag("quiet")
-    )
-    if results:
-        say(results[-1])
+    response = daemon.open("POST", target("/tare/images/bootstrap", query))
+    progress(response, quiet=flags.flag("quiet"))
+    say(reference)
     return 0
 
 

@@ -17,6 +17,8 @@ from tare.errors import InvalidError, MissingError, TareError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tare.client.document import Json
 
 
@@ -172,13 +174,18 @@ def _run_at_once(daemon: Daemon, flags: Flags, body: dict[str, Json]) -> int:
         response = daemon.open("POST", "/tare/run", body, upgrade=True)
     except TareError as error:
         raise _refused(error, body, started=True) from None
-    identity = response.headers.get("tare-id", "") or flags.text("name")
-    for warning in document.strings(_header_list(response)):
-        warn(f"WARNING: {warning}")
-    _write_cidfile(flags, identity)
-    if flags.flag("sig-proxy", True) and identity:
-        _proxy(daemon, identity)
-    frames = streams.Frames({1: streams.to_descriptor(1), 2: streams.to_descriptor(2)})
+    proxied = flags.flag("sig-proxy", True)
+    known: list[str] = []
+
+    def told(news: dict[str, Json]) -> None:
+        _warnings(news)
+        if "Id" in news and not known:
+            known.append(document.text(news, "Id"))
+            _write_cidfile(flags, known[0])
+
+    if proxied:
+        _proxy(daemon, lambda: known[0] if known else flags.text("name"))
+    frames = streams.Frames({1: streams.to_descriptor(1), 2: streams.to_descriptor(2)}, told)
     stdin = 0 if body.get("AttachStdin") else None
     streams.pump(response.connection, frames.feed, stdin=stdin)
     if "StatusCode" not in frames.report:
@@ -202,14 +209,17 @@ def _oom_line(body: dict[str, Json]) -> str:
     return f"the container was killed because it needed more memory than its limit{named}"
 
 
-def _header_list(response: Response) -> Json:
-    raw = response.headers.get("tare-warnings", "")
-    return document.decode(raw.encode()) if raw else []
+def _proxy(daemon: Daemon, identity: Callable[[], str]) -> None:
+    """Forward signals to the container; before its id is known they end this client."""
 
-
-def _proxy(daemon: Daemon, identity: str) -> None:
     def send(name: str) -> None:
-        where = target(f"/containers/{segment(identity)}/kill", {"signal": f"SIG{name}"})
+        if not identity():
+            raise TareError(
+                f"ended by SIG{name}",
+                hint="The container may go on: see `tare ps`.",
+                exit_code=128 + terminal.SIGNALS[name],
+            )
+        where = target(f"/containers/{segment(identity())}/kill", {"signal": f"SIG{name}"})
         try:
             connection = daemon.connect()
             connection.send("POST", where).read()
@@ -342,7 +352,7 @@ def _follow(
 ) -> int:
     identity, tty, stdin, keys = what
     if proxied:
-        _proxy(daemon, identity)
+        _proxy(daemon, lambda: identity)
     if tty:
         ended = converse(daemon, attached, f"/containers/{identity}", stdin=stdin, keys=keys)
     else:
