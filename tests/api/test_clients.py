@@ -73,8 +73,8 @@ class Host:
         if ids:
             self.docker("rm", "-f", *ids, check=False)
         self.kill()
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int((self.run_dir / "keeper.pid").read_text().split()[0]), signal.SIGTERM)
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            os.kill(int((self.run_dir / "keeper.lock").read_text().split()[0]), signal.SIGTERM)
 
     def docker(
         self, *words: str, check: bool = True, given: str = "", timeout: float = 20
