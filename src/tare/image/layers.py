@@ -137,14 +137,19 @@ class Layers:
         info = self.get(diff_id)
         digest = hashlib.sha256()
         size = 0
-        for piece in self._archive_pieces(info):
+        pieces = self._archive_pieces(info)
+        while True:
+            try:
+                piece = next(pieces, None)
+            except (InvalidError, FailedError) as error:
+                raise _damaged(diff_id) from error
+            if piece is None:
+                break
             digest.update(piece)
             size += len(piece)
             yield piece
         if digest.hexdigest() != diff_id.hex or size != info.archive_size:
-            raise FailedError(
-                f"layer {diff_id} was changed on disk", hint="load or pull its image again"
-            )
+            raise _damaged(diff_id)
 
     def verify(self, diff_id: Digest) -> None:
         """Read all of a layer; FailedError if anything in it was changed since it was made."""
@@ -159,9 +164,7 @@ class Layers:
             with open_decompressed(_Pieces(self.archive(diff_id)), digest=True) as plain:
                 self._erofs(plain, work)
             if not _same(work / "erofs", info.path):
-                raise FailedError(
-                    f"layer {diff_id} was changed on disk", hint="load or pull its image again"
-                )
+                raise _damaged(diff_id)
         finally:
             _remove_tree(work)
 
@@ -291,6 +294,10 @@ class Layers:
 
     def _path(self, diff_id: Digest, suffix: str) -> Path:
         return self._directory / (diff_id.hex + suffix)
+
+
+def _damaged(diff_id: Digest) -> FailedError:
+    return FailedError(f"layer {diff_id} was changed on disk", hint="load or pull its image again")
 
 
 def _stored_whole(entry: Entry) -> bool:

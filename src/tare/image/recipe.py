@@ -164,7 +164,7 @@ class _Steps:
             if byte < 0x80:
                 return value
             shift += 7
-            if shift > 63:
+            if shift > 56:  # more than any offset
                 raise FailedError("the recipe of a layer is damaged")
 
     def take(self, n: int) -> bytes:
