@@ -77,7 +77,7 @@ SCENARIOS: dict[str, tuple[State, Scenario, dict[str, object]]] = {
 
 
 async def _arrange(daemon: Daemon, state: State, changes: dict[str, object]) -> Record:
-    record = daemon.add(**changes)
+    record = daemon.add("web", **changes)
     if state is State.CREATED:
         return record
     await daemon.lifecycle.start(record.id)

@@ -99,4 +99,5 @@ class Daemon:
         """The daemon ends in order."""
         await self.lifecycle.close()
         await self.workloads.close()
+        await self.driver.close()
         self.store.close()

@@ -106,7 +106,11 @@ class FakeDriver:
         loop = asyncio.get_running_loop()
         self.lost = on_lost
         self._tell = on_end
-        self.kernel.listener = lambda ended: loop.call_soon(on_end, ended) and None
+
+        def listener(ended: Ended) -> None:
+            loop.call_soon(on_end, ended)
+
+        self.kernel.listener = listener
         for ended in list(self.kernel.exits.values()):
             on_end(ended)
         return {
@@ -162,7 +166,10 @@ class FakeDriver:
         return
 
     async def acknowledge(self, identity: str) -> None:
-        self.fuse.around(lambda: self.kernel.exits.pop(identity, None) and None)
+        def forget() -> None:
+            self.kernel.exits.pop(identity, None)
+
+        self.fuse.around(forget)
 
     async def close(self) -> None:
         self.kernel.listener = None

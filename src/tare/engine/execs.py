@@ -102,7 +102,8 @@ class Execs:
         if detach and not tty:
             pass
         else:
-            found.output = Output(sources)
+            # A client asks for the exit code right after the output: it must be there by then.
+            found.output = Output(sources, found.ended.wait)
             # A detached terminal is read to its end all the same: nobody else does.
             if detach:
                 self._lifecycle.spawn(_swallow(found.output))

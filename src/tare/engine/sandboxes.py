@@ -18,10 +18,10 @@ from tare.engine.paths import Paths
 from tare.engine.stats import sample_of
 from tare.errors import FailedError, InvalidError, UnsupportedError
 from tare.kernel import cgroup, process
-from tare.model.record import ExecRecord, Record, Sample
+from tare.model.record import ExecRecord, IdBlock, Record, Sample
 from tare.model.spec import Resources
 from tare.model.state import Fact
-from tare.run import link
+from tare.run import link, rootless
 from tare.run.launching import limits_of
 from tare.run.plan import Host, Place, limit_values, plan, plan_exec, throttle_values
 from tare.run.sandbox import Sandbox
@@ -304,6 +304,8 @@ class Sandboxes:
         record = request.record
         files = f"{record.workload_dir}/files"
         block = record.id_block
+        if self._host.rootless:
+            block = IdBlock(base=0, size=rootless.IDS)  # those of the user's own namespace
         return Place(
             id=record.id,
             name=record.name,

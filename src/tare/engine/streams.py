@@ -16,7 +16,7 @@ import os
 import struct
 import termios
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 STDOUT: Final = 1
@@ -27,8 +27,12 @@ _CHUNK: Final = 65536
 class Output:
     """Chunks of ``(stream, bytes)`` from pipes (or a terminal) until all of them end."""
 
-    def __init__(self, sources: list[tuple[int, int]]) -> None:
+    def __init__(
+        self, sources: list[tuple[int, int]], until: Callable[[], Awaitable[object]] | None = None
+    ) -> None:
+        """*until* is awaited after the last chunk: the end of the output is its end as well."""
         self._sources = deque(sources)
+        self._until = until
         self._waiting: asyncio.Future[None] | None = None
         for _, descriptor in sources:
             os.set_blocking(descriptor, False)
@@ -53,10 +57,14 @@ class Output:
                 os.close(descriptor)
             if self._sources:
                 await self._readable()
+        if self._until is not None:
+            until, self._until = self._until, None
+            await until()
         raise StopAsyncIteration
 
     def close(self) -> None:
         """Stop reading; a reader that waits is told the end."""
+        self._until = None
         while self._sources:
             descriptor = self._sources.pop()[1]
             with contextlib.suppress(RuntimeError):
