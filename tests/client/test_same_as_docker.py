@@ -23,6 +23,8 @@ def _stripped(value: object, key: str = "") -> object:
     if isinstance(value, dict):
         inner = {k: _stripped(v, k) for k, v in value.items()}
         return {k: v for k, v in inner.items() if v not in (None, "", 0, False, [], {}, [0, 0])}
+    if key in ("Env", "Binds"):
+        return sorted(map(str, value)) if isinstance(value, list) else value  # a Go map's order
     if isinstance(value, list):
         return [_stripped(each) for each in value]
     if key in _DEFAULTS and value == _DEFAULTS[key]:

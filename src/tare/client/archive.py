@@ -210,9 +210,9 @@ def packed(path: str, name: str, *, follow: bool = False, owners: bool = False) 
     # Only for gettarinfo, which remembers hard links: what is written comes from here.
     with tarfile.open(fileobj=io.BytesIO(), mode="w") as archive:
         for host, inside in _walk(top, name):
+            if stat.S_ISSOCK(os.lstat(host).st_mode):
+                continue
             entry = archive.gettarinfo(host, inside)
-            if entry is None:
-                continue  # a socket
             if not owners:
                 entry.uid = entry.gid = 0
                 entry.uname = entry.gname = ""
