@@ -33,6 +33,7 @@ from tare.api.server import Server, bind
 from tare.engine.engine import Engine
 from tare.engine.paths import Paths
 from tare.errors import FailedError, TareError
+from tare.run import rootless
 
 log = logging.getLogger("tare.daemon")
 
@@ -161,6 +162,8 @@ def _run(arguments: argparse.Namespace) -> None:
     os.chdir("/")
     paths = Paths.detect()
     paths.prepare()
+    if paths.rootless:
+        rootless.enter(paths.run)
     held = _lock(paths)
     try:
         _log_to(paths, foreground=arguments.foreground)

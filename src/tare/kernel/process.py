@@ -6,11 +6,13 @@ interpreter with the GIL held, so no other thread may hold any lock.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
 import signal
 import struct
+from collections.abc import Iterator
 from ctypes import c_char_p, c_int, c_size_t, c_uint, c_uint64, c_ulong
 from typing import Final
 
@@ -31,6 +33,8 @@ _CLONE_INTO_CGROUP: Final = 0x200000000
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NAME: Final = 15
+_PR_SET_SECUREBITS: Final = 28
+_SECBIT_NO_SETUID_FIXUP: Final = 1 << 2
 
 _CLOSE_RANGE_CLOEXEC: Final = 4
 _KEYCTL_JOIN_SESSION_KEYRING: Final = 1
@@ -82,6 +86,30 @@ def spawn(flags: int, *, cgroup: int | None = None) -> tuple[int, int]:
     # until the call returns. PyDLL keeps the GIL, and this process has one thread.
     pid = _clone3(ctypes.byref(arguments), ctypes.sizeof(arguments))
     return (pid, pidfd.value) if pid else (0, -1)
+
+
+@contextlib.contextmanager
+def owning(uid: int) -> Iterator[None]:
+    """Act as *uid*, with the caller's capabilities; 0 changes nothing.
+
+    A user namespace made meanwhile belongs to *uid*, so what its processes use of per-user limits
+    (inotify instances, keys, namespaces) counts against *uid* and not the caller (attack A48).
+    """
+    caller = os.geteuid()
+    if uid == 0:
+        yield
+        return
+    try:
+        _prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
+    except PermissionError:  # no CAP_SETPCAP: the limits stay shared, nothing else changes
+        yield
+        return
+    try:
+        os.setresuid(-1, uid, -1)
+        yield
+    finally:
+        os.setresuid(-1, caller, -1)
+        _prctl(_PR_SET_SECUREBITS, 0, 0, 0, 0)
 
 
 def join_namespaces(descriptor: int, kinds: int) -> None:
@@ -174,3 +202,9 @@ def _zombie_status(pidfd: int) -> int | None:
 def exit_code(status: int) -> int:
     """The shell's number for a wait status: the exit code, or 128 and the signal."""
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def in_user_namespace() -> bool:
+    """Whether this process's ids are mapped: it runs in a user namespace that is not the first."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return file.read().split() != ["0", "0", "4294967295"]

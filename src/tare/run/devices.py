@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tare.errors import InvalidError, MissingError
+from tare.errors import InvalidError, MissingError, UnsupportedError
 from tare.kernel import mount
 from tare.kernel.cgroup import DEFAULT_DEVICES, DeviceRule
 from tare.run.sandbox import DeviceNode
@@ -34,6 +34,19 @@ class Devices:
 
     tree: int
     rules: tuple[DeviceRule, ...]
+
+
+def make_empty(wanted: list[DeviceNode]) -> Devices:
+    """A /dev without nodes, for an engine that cannot make any: the sandbox binds the host's."""
+    if wanted:
+        raise UnsupportedError(
+            f"cannot show the device {wanted[0]['source']}: that needs root",
+            hint="run the engine as root to give devices to containers",
+            exit_code=125,
+        )
+    options = [("mode", "755"), ("size", _SIZE), ("nr_inodes", str(_NODES))]
+    tree = mount.filesystem("tmpfs", options, attributes=mount.NOSUID | mount.NOEXEC)
+    return Devices(tree, ())
 
 
 def make(wanted: list[DeviceNode], owner: int, *, everything: bool, rules: list[str]) -> Devices:

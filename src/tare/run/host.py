@@ -7,7 +7,7 @@ import platform
 import resource
 from typing import Final
 
-from tare.kernel import cgroup, confine
+from tare.kernel import cgroup, confine, process
 from tare.run.plan import Host
 
 _INITS: Final = (
@@ -19,7 +19,8 @@ _INITS: Final = (
 def detect() -> Host:
     """The host's facts; raises nothing that a Linux with /proc does not raise."""
     release = platform.release().split("-")[0].split(".")
-    layout = cgroup.detect()
+    rootless = os.geteuid() != 0 or process.in_user_namespace()
+    layout = cgroup.detect(privileged=False if rootless else None)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return Host(
         kernel=(int(release[0]), int(release[1])),
@@ -29,14 +30,9 @@ def detect() -> Host:
         cgroup_controllers=v1_hierarchies(),
         nofile_hard=1 << 20 if hard == resource.RLIM_INFINITY else hard,
         init=next((path for path in _INITS if os.access(path, os.X_OK)), ""),
-        rootless=os.geteuid() != 0 or in_user_namespace(),
+        rootless=rootless,
+        pids_limit="pids" in layout.controllers,
     )
-
-
-def in_user_namespace() -> bool:
-    """Whether this process's ids are mapped: it runs in a user namespace that is not the first."""
-    with open("/proc/self/uid_map", encoding="ascii") as file:
-        return file.read().split() != ["0", "0", "4294967295"]
 
 
 def v1_hierarchies() -> tuple[str, ...]:

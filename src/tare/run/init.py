@@ -118,13 +118,14 @@ class _Builder:
     def __init__(self, sandbox: Sandbox, inherited: Inherited) -> None:
         self.sandbox = sandbox
         self.inherited = inherited
-        self.root = self.stage = -1
+        self.root = -1
         self.device_tree = -1
         self.binds: list[int] = []
         self.proc = self.sys = self.pts = -1
         self.null_file = -1
         self.terminal: int | None = None
         self._prepared: dict[int, int] = {}
+        self._bound_devices: list[tuple[str, int]] = []
         self._empty = -1
 
     def stop_at(self, name: str) -> None:
@@ -144,8 +145,6 @@ class _Builder:
         os.setsid()
         mount.make_private()
         process.new_session_keyring()
-        # Where the root is attached before it is pivoted to; found while our ids still own it.
-        self.stage = os.open(self.sandbox["run_dir"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         # Rule 4: our own view of the host's null device, taken before the image is in sight.
         null = os.open("/dev/null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         status = os.fstat(null)
@@ -156,7 +155,10 @@ class _Builder:
         os.close(null)
         for index, operation in enumerate(self.sandbox["operations"]):
             op = operation["op"]
-            if op == "hostname":
+            if op == "dev":
+                for name in operation.get("targets", []):
+                    self._bound_devices.append((name, host_device(name)))
+            elif op == "hostname":
                 socket.sethostname(operation["name"])
             elif op == "loopback":
                 bring_up_loopback()
@@ -189,7 +191,8 @@ class _Builder:
         """Enter the root and apply the operations in order."""
         if self.sandbox["cgroup_namespace"]:
             process.unshare(process.CLONE_NEWCGROUP)
-        mount.attach_at(self.root, self.stage, subject="/")
+        # On top of the old root: no directory of the host is needed, or stays open (A02).
+        mount.attach(self.root, "/")
         self.stop_at("rootfs-mounted")
         self.stop_at("before-pivot")
         mount.enter_root(self.root)
@@ -356,6 +359,13 @@ class _Builder:
         os.close(target)
         for name, text in _LINKS:
             os.symlink(text, name, dir_fd=self.device_tree)
+        for name, tree in self._bound_devices:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            os.close(os.open(name, flags, 0o666, dir_fd=self.device_tree))
+            place = files.open_beneath(self.device_tree, name, os.O_PATH)
+            mount.attach_at(tree, place, subject=f"/dev/{name}")
+            os.close(place)
+            os.close(tree)
 
     def _bind(self, operation: Operation) -> None:
         path, tree = operation["target"], self.binds[operation["index"]]
@@ -488,6 +498,17 @@ class _Builder:
 
 
 # --- shared with run.entering -----------------------------------------------------------------
+
+
+def host_device(name: str) -> int:
+    """A detached clone of the host's /dev/NAME, for an engine that cannot make nodes."""
+    node = os.open(f"/dev/{name}", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISCHR(os.fstat(node).st_mode):
+            raise FailedError(f"the host's /dev/{name} is not a character device")
+        return mount.clone_tree_at(node)
+    finally:
+        os.close(node)
 
 
 def bring_up_loopback() -> None:

@@ -558,13 +558,15 @@ def main(arguments: list[str]) -> int:
     listener.bind(path)
     listener.listen(8)
     points = os.environ.get("TARE_TEST_POINTS")
+    rootless = process.in_user_namespace()
     context = Context(
-        layout=cgroup.detect(),
+        layout=cgroup.detect(privileged=False if rootless else None),
         layers=rootfs.Layers(),
         stub=Stub.make(),
         last_capability=confine.last_capability(),
         test_points=os.open(points, os.O_RDONLY | os.O_DIRECTORY) if points else None,
         own_pid_namespace=os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC),
+        rootless=rootless,
         nofile_hard=hard,
     )
     os.makedirs(f"{run}/workloads", 0o700, exist_ok=True)

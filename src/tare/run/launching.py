@@ -44,6 +44,7 @@ class Context:
     last_capability: int
     test_points: int | None
     own_pid_namespace: int
+    rootless: bool
     nofile_hard: int
 
 
@@ -185,11 +186,15 @@ def _launch(work: Launch, theirs: socket.socket, context: Context) -> None:
     id_map = sandbox["id_map"]
     owner = id_map[0] if id_map else 0
     flags = sandbox["flags"]
-    own_devices = devices.make(
-        sandbox["devices"],
-        owner,
-        everything=sandbox["all_devices"],
-        rules=sandbox["cgroup"]["devices"],
+    own_devices = (
+        devices.make_empty(sandbox["devices"])
+        if context.rootless
+        else devices.make(
+            sandbox["devices"],
+            owner,
+            everything=sandbox["all_devices"],
+            rules=sandbox["cgroup"]["devices"],
+        )
     )
     to_close = [own_devices.tree, inherited.stdout, inherited.stderr]
     if inherited.stdin is not None:
@@ -204,12 +209,16 @@ def _launch(work: Launch, theirs: socket.socket, context: Context) -> None:
         if sandbox["join"]:
             _spawn_joined(work, inherited, born_in)
         else:
-            work.pid, work.pidfd = process.spawn(flags, cgroup=born_in)
-            if work.pid == 0:
-                init.enter(sandbox, inherited)
+            # A child's credentials begin anew with its user namespace; and it never returns.
+            with process.owning(owner if flags & process.CLONE_NEWUSER else 0):
+                work.pid, work.pidfd = process.spawn(flags, cgroup=born_in)
+                if work.pid == 0:
+                    init.enter(sandbox, inherited)
         if id_map is not None and flags & process.CLONE_NEWUSER:
             rootfs.write_id_maps(work.pid, id_map)
-        _limit(work, context)
+        # The owner of a user namespace has all privilege over it, CAP_SYS_RESOURCE too.
+        with process.owning(owner if flags & process.CLONE_NEWUSER else 0):
+            _limit(work, context)
         user_namespace = -1
         if id_map is not None and id_map[0] != 0:
             path = f"/proc/{work.pid}/ns/user"
@@ -421,7 +430,13 @@ def _root(work: Launch, context: Context, user_namespace: int, owner: int) -> in
             lowers.append(context.layers.clone(path))
         if user_namespace >= 0:
             rootfs.map_lowers(lowers, user_namespace)
-        return rootfs.overlay(wanted, lowers, owner=owner, volatile=wanted["volatile"])
+        return rootfs.overlay(
+            wanted,
+            lowers,
+            owner=owner,
+            volatile=wanted["volatile"],
+            user_xattr=context.rootless,
+        )
     finally:
         for lower in lowers:
             os.close(lower)

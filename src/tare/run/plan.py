@@ -33,6 +33,7 @@ from tare.model.spec import (
 from tare.run.sandbox import Bind, Cgroup, ExecPlan, Log, Operation, Process, Sandbox
 
 DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DEVICE_NAMES: Final = ("null", "zero", "full", "random", "urandom", "tty")
 SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108
 INIT_TARGET: Final = "/sbin/docker-init"
 DEFAULT_PIDS: Final = 2048
@@ -115,6 +116,7 @@ class Host:
     user_namespaces: bool = True
     id_mapped_mounts: bool = True
     rootless: bool = False
+    pids_limit: bool = True  # whether a limit on processes can be set
     init: str = ""  # a static init such as tini, for --init
 
 
@@ -203,7 +205,7 @@ def filter_for(security: Security, caps: frozenset[str], host: Host) -> str:
 
 def plan(spec: ContainerSpec, place: Place, host: Host) -> Sandbox:
     """The whole sandbox, or an error that names what cannot be."""
-    shares_ids = host_ids(spec) or place.id_block is None
+    shares_ids = (host_ids(spec) and not host.rootless) or place.id_block is None
     return Sandbox(
         id=place.id,
         run_dir=place.run_dir,
@@ -226,14 +228,14 @@ def plan(spec: ContainerSpec, place: Place, host: Host) -> Sandbox:
         all_devices=spec.security.privileged,
         operations=_operations(spec, place, host),
         process=_first_process(spec, host, None if shares_ids else place.id_block),
-        cgroup=_cgroup(spec, place),
+        cgroup=_cgroup(spec, place, host),
         log=_log(spec, place),
     )
 
 
 def plan_exec(spec: ContainerSpec, wish: ExecSpec, place: Place, host: Host) -> ExecPlan:
     """How to start another program in a running container; pid and start_time come later."""
-    shares_ids = host_ids(spec) or place.id_block is None
+    shares_ids = (host_ids(spec) and not host.rootless) or place.id_block is None
     block = None if shares_ids else place.id_block
     inherited = _merge(spec.process.env, wish.process.env)
     program = ProcessSpec(
@@ -420,8 +422,14 @@ def _operations(spec: ContainerSpec, place: Place, host: Host) -> list[Operation
     if spec.namespaces.network in ("", "default", "none"):
         operations.append(Operation(op="loopback"))
     operations.append(_filesystem("proc", "/proc", quiet))
-    operations.append(_filesystem("sysfs", "/sys", quiet if privileged else quiet | mount.RDONLY))
-    operations.append(Operation(op="dev"))
+    # sysfs shows the network: without privilege over that namespace it cannot be mounted.
+    foreign = host.rootless and spec.namespaces.network == "host"
+    sysfs = quiet if privileged else quiet | mount.RDONLY
+    operations.append(_filesystem("sysfs", "/sys", sysfs, optional=foreign))
+    dev = Operation(op="dev")
+    if host.rootless:
+        dev["targets"] = list(DEVICE_NAMES)
+    operations.append(dev)
     operations += _shared_memory(spec, taken)
     operations += _cgroup_mounts(spec, host, taken)
     if security.profile is SecurityProfile.HARDENED:
@@ -618,15 +626,18 @@ def _rlimits(spec: ContainerSpec, host: Host) -> list[tuple[int, int, int]]:
     return [(RLIMITS[u.name], u.soft, u.hard) for u in wanted.values()]
 
 
-def _cgroup(spec: ContainerSpec, place: Place) -> Cgroup:
+def _cgroup(spec: ContainerSpec, place: Place, host: Host) -> Cgroup:
     resources = spec.resources
     pids = resources.pids
     if pids is None:
         hardened = spec.security.profile is SecurityProfile.HARDENED
         pids = HARDENED_PIDS if hardened else DEFAULT_PIDS
+    limits = limit_values(resources)
+    if host.pids_limit or resources.pids is not None:
+        limits["pids"] = -1 if pids <= 0 else pids
     return Cgroup(
         path=place.cgroup,
-        limits=limit_values(resources) | {"pids": -1 if pids <= 0 else pids},
+        limits=limits,
         throttles=throttle_values(resources),
         devices=list(resources.device_cgroup_rules),
         all_devices=spec.security.privileged,
