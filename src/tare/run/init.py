@@ -163,7 +163,14 @@ class _Builder:
             elif op == "loopback":
                 bring_up_loopback()
             elif op == "filesystem" and operation["kind"] in ("proc", "sysfs", "mqueue"):
-                self._prepared[index] = self._new(operation)
+                self._prepare(index, operation)
+
+    def _prepare(self, index: int, operation: Operation) -> None:
+        try:
+            self._prepared[index] = self._new(operation)
+        except PermissionError:
+            if not operation.get("optional"):
+                raise
 
     def receive(self) -> None:
         """Wait for the keeper's go: the root, /dev, and the binds, as descriptors."""

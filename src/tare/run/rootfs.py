@@ -165,7 +165,11 @@ def id_namespace(block: tuple[int, int]) -> Iterator[int]:
 
 def write_id_maps(pid: int, block: tuple[int, int]) -> None:
     """Map ids 0.. of the user namespace of *pid* to *block* = (base, size), user_namespaces(7)."""
-    line = f"0 {block[0]} {block[1]}".encode()
+    base, size = block
+    line = f"0 {base} {size}".encode()
+    if base == 0:
+        # Inside a user's own namespace, whose map has two ranges that a line may not span.
+        line = f"0 0 1\n1 1 {size - 1}".encode()
     for name in ("uid_map", "gid_map"):
         file = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
         try:
