@@ -190,9 +190,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f" ({error.hint})" if error.hint else ""
         print(f"tared: {error}{hint}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:
+    except Exception as error:
         logging.getLogger("tare").exception("the daemon ended")
-        print(f"tared: {error}", file=sys.stderr)
+        print(f"tared: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -10,8 +10,9 @@ from tare.api.call import Call, answer, done
 from tare.api.routes.streaming import output_type, terminal_size
 from tare.api.routing import Routes
 from tare.api.streams import Hijacked, converse, frame, hijack
-from tare.errors import TareError
+from tare.errors import ConflictError, TareError
 from tare.model.spec import ExecSpec
+from tare.model.state import State
 from tare.wire import body, execute
 from tare.wire.detach import Detector, keys
 
@@ -22,42 +23,51 @@ async def _create(call: Call) -> web.StreamResponse:
     return answer({"Id": identity}, 201)
 
 
+async def _ready(call: Call) -> ExecSpec:
+    """What is to be started; what can be known to be wrong is refused while that is an answer."""
+    made = call.engine.execs.inspect(call.ref)
+    container = await call.engine.containers.get(made.container)
+    if made.started or made.exit_code is not None:
+        raise ConflictError(f"Error: Exec command {made.id} is already running or has ended")
+    if not container.alive:
+        raise ConflictError(f"Container {container.id} is not running")
+    if container.state is State.PAUSED:
+        raise ConflictError(
+            f"Container {container.id} is paused, unpause the container before exec"
+        )
+    return made.spec
+
+
 async def _start(call: Call) -> web.StreamResponse:
     asked = await call.json(body.EXEC_START)
     execs = call.engine.execs
+    spec = await _ready(call)
     if asked.detach:
         await asyncio.shield(asyncio.ensure_future(execs.start(call.ref, detach=True)))
         return done(200)
-    spec = execs.inspect(call.ref).spec
-    size = tuple(asked.console_size or ())
+    # Headers first: docker-py reads the stream past its own buffer and would lose an output that
+    # arrives together with them. A program that cannot run says so on its stream, as with
+    # Docker; clients ask for the exit code (126, 127) then.
+    tty = spec.process.tty
+    duplex = hijack(call.request, call.hangups, output_type(call, tty=tty))
     try:
         attachment = await asyncio.shield(asyncio.ensure_future(execs.start(call.ref)))
     except TareError as error:
-        if execs.inspect(call.ref).exit_code is None:
-            raise  # it was never tried
-        return await _not_started(call, spec, error)
+        sentence = f"{error}\r\n".encode()
+        await duplex.write(sentence if tty else frame(2, sentence))
+        await duplex.close()
+        return Hijacked()
     assert attachment is not None
     try:
-        if len(size) == 2 and spec.process.tty:
+        size = asked.console_size or ()
+        if len(size) == 2 and tty and all(size):
             await execs.resize(call.ref, size[0] & 0xFFFF, size[1] & 0xFFFF)
-        duplex = hijack(call.request, call.hangups, output_type(call, tty=attachment.tty))
-        detector = Detector(keys(spec.detach_keys)) if attachment.tty else None
+        detector = Detector(keys(spec.detach_keys)) if tty else None
         if await converse(duplex, attachment, stdin=spec.attach_stdin, detector=detector):
             await execs.wait(call.ref)  # clients ask for the exit code when the stream ends
         await duplex.close()
     finally:
         await attachment.close()
-    return Hijacked()
-
-
-async def _not_started(call: Call, spec: ExecSpec, error: TareError) -> web.StreamResponse:
-    """A program that cannot run says so on its own stream, as with Docker: clients then ask for
-    the exit code (126, 127), and would make of an HTTP error a failure of their own."""
-    tty = spec.process.tty
-    duplex = hijack(call.request, call.hangups, output_type(call, tty=tty))
-    sentence = f"{error}\r\n".encode()
-    await duplex.write(sentence if tty else frame(2, sentence))
-    await duplex.close()
     return Hijacked()
 
 
