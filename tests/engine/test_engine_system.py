@@ -63,6 +63,12 @@ class Host:
         await self.engine.containers.start(identity)
         return identity
 
+    async def ready(self, identity: str) -> None:
+        """Return when the container has written something: its signal handlers are set."""
+        lines = self.engine.containers.logs(identity, LogQuery(follow=True))
+        assert await anext(lines)
+        await lines.aclose()
+
     async def output(self, *args: str, **changes: object) -> tuple[int, bytes]:
         containers = self.engine.containers
         identity, _ = await containers.create(self.spec(*args, **changes))
@@ -173,6 +179,7 @@ def test_a_daemon_that_dies_loses_nothing(play: Play) -> None:
         script = "trap 'echo bye; exit 5' TERM; echo one; while :; do sleep 0.05; done"
         identity = await host.started("sh", "-c", script)
         pid = (await host.engine.containers.get(identity)).pid
+        await host.ready(identity)
 
         await host.next_life()
 
@@ -386,9 +393,10 @@ def test_a_running_one_is_removed_only_by_force_and_its_name_is_free(play: Play)
 def test_a_keeper_that_dies_takes_no_container_with_it(play: Play) -> None:
     async def work(host: Host) -> None:
         identity = await host.started(
-            "sh", "-c", "trap 'exit 4' TERM; while :; do sleep 0.05; done"
+            "sh", "-c", "trap 'exit 4' TERM; echo; while :; do sleep 0.05; done"
         )
         before = await host.engine.containers.get(identity)
+        await host.ready(identity)
         os.kill(_keeper_pid(before.pid), signal.SIGKILL)
 
         while True:
