@@ -55,6 +55,9 @@ _LINKS: Final = (
     ("ptmx", "pts/ptmx"),
 )
 _MAXIMUM_MESSAGE: Final = 1 << 16
+_IGNORED: Final = (
+    signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM,
+)  # fmt: skip
 MAXIMUM_FDS: Final = 250
 
 
@@ -654,8 +657,8 @@ def finish(program: Process, inherited: Inherited, root: int, *, terminal: int |
     path = next((i[5:] for i in reversed(environment) if i.startswith("PATH=")), "")
     arguments = [os.fsencode(argument) for argument in program["args"]]
     file = os.fsencode(find_program(program["args"][0], path))
-    # Python ignores these; an ignored signal stays ignored across exec.
-    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+    # Python or the keeper ignores these; an ignored signal stays ignored across exec.
+    for ignored in _IGNORED:
         signal.signal(ignored, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     # 4. no_new_privs, then seccomp: last, so that it need not allow what the steps above did
