@@ -570,21 +570,15 @@ def _standard_streams(
     process.close_on_exec_from(REPORT + 1)
 
 
-def _change_directory(program: Process) -> None:
+def _change_directory(program: Process, root: int) -> None:
     """chdir(2), made where missing as Docker does; the result must lie inside the root."""
     path = program["cwd"]
     if not path.startswith("/"):
         raise InvalidError(f"the working directory {path!r} is not an absolute path")
     try:
-        os.chdir(path)
-    except FileNotFoundError:
-        try:
-            os.makedirs(path, 0o755)
-            os.chdir(path)
-        except OSError as error:
-            raise FailedError(
-                f"cannot make the working directory {path}: {error.strerror}"
-            ) from error
+        directory = _existing_or_made(root, path)
+        os.fchdir(directory)
+        os.close(directory)
     except OSError as error:
         raise FailedError(
             f"cannot change to the working directory {path}: {error.strerror}",
@@ -598,6 +592,26 @@ def _change_directory(program: Process) -> None:
         inside = False
     if not inside:
         raise FailedError(f"the working directory {path} leads out of the container")
+
+
+def _existing_or_made(root: int, path: str) -> int:
+    """The directory *path* below *root*, as far as it is missing made with the user's rights."""
+    flags = os.O_PATH | os.O_DIRECTORY
+    try:
+        return files.open_in_root(root, path, flags)
+    except FileNotFoundError:
+        pass
+    done, parent = "", files.open_in_root(root, "/", flags)
+    for part in (p for p in path.split("/") if p):
+        done = f"{done}/{part}"
+        try:
+            child = files.open_in_root(root, done, flags)
+        except FileNotFoundError:
+            os.mkdir(part, 0o755, dir_fd=parent)
+            child = files.open_beneath(parent, part, flags)
+        os.close(parent)
+        parent = child
+    return parent
 
 
 def find_program(name: str, path: str) -> str:
@@ -653,7 +667,7 @@ def finish(program: Process, inherited: Inherited, root: int, *, terminal: int |
         seccomp.install(filter_program)
     # 3. the ids, then the capability sets
     confine.become(who.uid, who.gid, list(who.groups), program["capabilities"])
-    _change_directory(program)
+    _change_directory(program, root)
     path = next((i[5:] for i in reversed(environment) if i.startswith("PATH=")), "")
     arguments = [os.fsencode(argument) for argument in program["args"]]
     file = os.fsencode(find_program(program["args"][0], path))
