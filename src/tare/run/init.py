@@ -339,8 +339,10 @@ class _Builder:
             return
         status = os.fstat(below)
         os.close(below)
-        os.fchown(tree, status.st_uid, status.st_gid)
-        os.chmod(f"/proc/self/fd/{tree}", stat.S_IMODE(status.st_mode))
+        top = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
+        os.fchown(top, status.st_uid, status.st_gid)
+        os.fchmod(top, stat.S_IMODE(status.st_mode))
+        os.close(top)
 
     def _in_dev(self, name: str) -> int:
         """The directory *name* of our own /dev: no image ever had a hand in it."""
