@@ -320,6 +320,7 @@ class _Builder:
             target = self._in_dev(path.removeprefix("/dev/"))
         else:
             target = self._directory(path, plain=kind in ("proc", "sysfs"))
+            self._check_place(path, target)
         mount.attach_at(tree, target, subject=path)
         os.close(target)
         if kind == "proc":
@@ -343,6 +344,14 @@ class _Builder:
         os.fchown(top, status.st_uid, status.st_gid)
         os.fchmod(top, stat.S_IMODE(status.st_mode))
         os.close(top)
+
+    def _check_place(self, path: str, target: int) -> None:
+        """Refuse a target that symlinks of the image have led into procfs or sysfs."""
+        device = os.fstat(target).st_dev
+        for prefix, top in (("/proc", self.proc), ("/sys", self.sys)):
+            inside = top >= 0 and os.fstat(top).st_dev == device
+            if inside and path != prefix and not path.startswith(f"{prefix}/"):
+                raise FailedError(f"cannot mount on {path}: the image leads it into {prefix}")
 
     def _in_dev(self, name: str) -> int:
         """The directory *name* of our own /dev: no image ever had a hand in it."""
@@ -383,6 +392,7 @@ class _Builder:
         path, tree = operation["target"], self.binds[operation["index"]]
         directory = stat.S_ISDIR(os.fstat(tree).st_mode)
         target = self._directory(path) if directory else self._file(path)
+        self._check_place(path, target)
         try:
             mount.attach_at(tree, target, subject=path)
         finally:
@@ -556,7 +566,10 @@ def _standard_streams(
     else:
         stdin = inherited.stdin
         if stdin is None:
-            stdin = files.open_in_root(root, "/dev/null", os.O_RDWR)
+            stdin = files.open_in_root(root, "/dev/null", os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY)
+            status = os.fstat(stdin)
+            if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(1, 3):
+                raise FailedError("the container's /dev/null is not the null device")
         sources = (stdin, inherited.stdout, inherited.stderr)
         for stream in {inherited.stdout, inherited.stderr}:
             if stat.S_ISFIFO(os.fstat(stream).st_mode):
