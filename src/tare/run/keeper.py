@@ -545,6 +545,7 @@ def main(arguments: list[str]) -> int:
     os.truncate(lock, 0)
     os.write(lock, f"{os.getpid()}\n".encode())
     process.set_name("tare-keeper")
+    process.set_dumpable(dumpable=False)  # and so are the children, until they exec
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

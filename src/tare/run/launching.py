@@ -28,7 +28,7 @@ from tare.errors import (
     TareError,
     UnsupportedError,
 )
-from tare.kernel import cgroup, mount, process
+from tare.kernel import cgroup, files, mount, process
 from tare.run import devices, init, rootfs
 from tare.run.sandbox import Bind, Sandbox
 from tare.run.stub import Stub
@@ -74,12 +74,16 @@ class Launch:
                 return False
             except ConnectionResetError:
                 data, ancillary = b"", []
-            if data == b"terminal":
-                numbers = array.array("i")
-                numbers.frombytes(ancillary[0][2])
-                self.terminal = numbers[0]
+            received = _descriptors(ancillary)
+            if data == b"terminal" and len(received) == 1 and self.terminal < 0:
+                self.terminal = received[0]
                 os.set_inheritable(self.terminal, False)
-            elif data == init.READY:
+                continue
+            for descriptor in received:
+                os.close(descriptor)
+            if received:
+                raise self._died()
+            if data == init.READY:
                 self.ready = True
             elif not data:
                 if self.ready:
@@ -136,11 +140,18 @@ def failure(report: bytes, program: str) -> TareError:
     try:
         parsed = json.loads(report)
         words, hint = str(parsed["error"]), str(parsed["hint"])
-        code = int(parsed["exit_code"])
+        code = int(parsed["exit_code"]) & 0xFF
         kind = InvalidError if parsed["kind"] == "invalid" else FailedError
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return FailedError("the container's set-up failed", exit_code=125)
     return kind(words, hint=hint, exit_code=code)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    numbers = array.array("i")
+    for _, _, content in ancillary:
+        numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+    return numbers.tolist()
 
 
 def remove_run_directory(path: str) -> None:
@@ -485,7 +496,9 @@ def _borrow(pid: int, path: str) -> int:
             try:
                 process.set_dumpable(dumpable=False)
                 process.join_namespaces(handle, process.CLONE_NEWUSER | process.CLONE_NEWNS)
-                rights = array.array("i", [mount.clone_tree(path)])
+                root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                shared = files.open_beneath(root, path.lstrip("/"), os.O_PATH | os.O_DIRECTORY)
+                rights = array.array("i", [mount.clone_tree_at(shared)])
                 theirs.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
             finally:
                 os._exit(0)

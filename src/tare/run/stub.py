@@ -82,9 +82,10 @@ class Stub:
         except OSError:  # before Linux 6.3 there is no MFD_EXEC, and none is needed
             descriptor = os.memfd_create("tare-exec", flags)
         os.write(descriptor, image(cookie))
-        os.fchmod(descriptor, 0o555)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
         # A read-only view: the descriptor that execs was never able to write.
         sealed = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        # Not readable for who runs it, so the kernel keeps the process undumpable (exec(2)).
+        os.fchmod(sealed, 0o111)
         os.close(descriptor)
         return cls(sealed, cookie)
