@@ -21,6 +21,8 @@ from typing import Final
 from tare.run.logs import LogWriter
 
 CHUNK: Final = 1 << 16
+# More than a pipe of 1 MiB holds, one write a page; a stranger may hold an end and never stop.
+_LAST_READS: Final = 1024
 
 Watch = Callable[[int, int, Callable[[int], None]], None]
 """Register a descriptor, an epoll mask and what to call with the events; mask 0 unregisters."""
@@ -148,8 +150,9 @@ class Stream:
 
     def finish(self) -> None:
         """The program has ended: move what is left, then close."""
-        while self.source >= 0 and self.pump():
-            pass
+        for _ in range(_LAST_READS):
+            if self.source < 0 or not self.pump():
+                break
         self.close()
 
     def close(self) -> None:
