@@ -93,7 +93,13 @@ def resolve(user: str, extra: tuple[str, ...], passwd: bytes, group: bytes) -> I
         entry = _small(parts[2])
         if entry is None or (entry != uid if uid is not None else parts[0] != name):
             continue
-        uid, gid, home, login = entry, _small(parts[3]) or 0, parts[5] or "/", parts[0]
+        primary = _small(parts[3])
+        if primary is None:
+            raise InvalidError(
+                f"user {parts[0][:40]!r} has the group {parts[3][:40]!r} in the image's passwd "
+                "file, which is no group id"
+            )
+        uid, gid, home, login = entry, primary, parts[5] or "/", parts[0]
         break
     if uid is None:
         raise InvalidError(
