@@ -118,6 +118,8 @@ def become(uid: int, gid: int, groups: list[int], capabilities: int) -> None:
     clear_ambient()
     if os.getresuid() != (uid,) * 3 or os.getresgid() != (gid,) * 3:
         raise PermissionError("the kernel did not change the ids")
+    if effective() != (capabilities if uid == 0 else 0):
+        raise PermissionError("the kernel did not change the capabilities")
 
 
 def no_new_privileges() -> None:
