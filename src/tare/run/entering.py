@@ -16,7 +16,7 @@ from typing import NoReturn
 from tare.errors import ConflictError, FailedError
 from tare.kernel import files, process
 from tare.run import init
-from tare.run.launching import Context, Launch, apply_limits
+from tare.run.launching import Context, Launch, apply_limits, spawn_staged
 from tare.run.sandbox import ExecPlan, Sandbox
 
 _ALL = (
@@ -62,15 +62,25 @@ def enter(
     own_pids = bool(sandbox["flags"] & process.CLONE_NEWPID) or "pid" in sandbox["join"]
     work = Launch(sandbox, ours, group)
     try:
-        if own_pids:
-            process.join_namespaces(container, process.CLONE_NEWPID)
-        try:
-            work.pid, work.pidfd = process.spawn(0, cgroup=born_in)
-            if work.pid == 0:
-                _inside(program["tty"], plan, inherited, container, joined)
-        finally:
+        if own_pids and context.rootless:
+            # Without privilege over the host's pid namespace there would be no way back to it.
+            spawn_staged(
+                work,
+                lambda: process.join_namespaces(container, process.CLONE_NEWPID),
+                lambda: _inside(program["tty"], plan, inherited, container, joined),
+                0,
+                born_in,
+            )
+        else:
             if own_pids:
-                process.join_namespaces(context.own_pid_namespace, process.CLONE_NEWPID)
+                process.join_namespaces(container, process.CLONE_NEWPID)
+            try:
+                work.pid, work.pidfd = process.spawn(0, cgroup=born_in)
+                if work.pid == 0:
+                    _inside(program["tty"], plan, inherited, container, joined)
+            finally:
+                if own_pids:
+                    process.join_namespaces(context.own_pid_namespace, process.CLONE_NEWPID)
         apply_limits(work.pid, program["rlimits"], program["oom_score_adj"], work.warnings)
         ours.send(b"go")
     except OSError as error:

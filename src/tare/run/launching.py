@@ -17,6 +17,7 @@ import resource
 import signal
 import socket
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -269,7 +270,13 @@ def _spawn_joined(work: Launch, inherited: init.Inherited, born_in: int | None) 
     """
     sandbox = work.sandbox
     handles: list[tuple[int, int]] = []
-    reading, writing = os.pipe2(os.O_CLOEXEC)
+
+    def join() -> None:
+        init.join_cgroups(inherited)
+        inherited.tasks.clear()
+        for handle, kind in handles:
+            process.join_namespaces(handle, kind)
+
     try:
         # The user namespace first: joining the others needs its privilege.
         for name in sorted(sandbox["join"], key=lambda n: n != "user"):
@@ -280,42 +287,64 @@ def _spawn_joined(work: Launch, inherited: init.Inherited, born_in: int | None) 
                     f"the container whose {name} namespace is to be joined is not running",
                     exit_code=125,
                 ) from None
+        spawn_staged(work, join, lambda: init.enter(sandbox, inherited), sandbox["flags"], born_in)
+    finally:
+        for handle, _ in handles:
+            os.close(handle)
+
+
+def spawn_staged(
+    work: Launch,
+    join: Callable[[], None],
+    inside: Callable[[], NoReturn],
+    flags: int,
+    born_in: int | None,
+) -> None:
+    """Clone twice: a first child calls *join*, and clones the one that calls *inside*.
+
+    That one is our child too (CLONE_PARENT); its pid comes back by a pipe.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    try:
         stage, stage_fd = process.spawn(0, cgroup=born_in)
         if stage == 0:
-            _stage(sandbox, inherited, handles, writing)
+            _stage(work.control, join, inside, flags, writing)
         os.close(writing)
         writing = -1
         answer = os.read(reading, 64)
         os.waitid(os.P_PIDFD, stage_fd, os.WEXITED)
         os.close(stage_fd)
-        if answer.isdigit():
-            work.pid = int(answer)
-            work.pidfd = os.pidfd_open(work.pid)
-        elif not work.answer():
-            raise FailedError("cannot join the other container's namespaces", exit_code=125)
+        if not answer.isdigit():
+            words = answer.decode("utf-8", "replace") or "the process that should do it died"
+            raise FailedError(f"cannot join the namespaces: {words}", exit_code=125)
+        work.pid = int(answer)
+        work.pidfd = os.pidfd_open(work.pid)
     finally:
         os.close(reading)
-        for descriptor in (writing, *(handle for handle, _ in handles)):
-            if descriptor >= 0:
-                os.close(descriptor)
+        if writing >= 0:
+            os.close(writing)
 
 
 def _stage(
-    sandbox: Sandbox, inherited: init.Inherited, handles: list[tuple[int, int]], writing: int
+    control: socket.socket,
+    join: Callable[[], None],
+    inside: Callable[[], NoReturn],
+    flags: int,
+    writing: int,
 ) -> NoReturn:
     try:
-        init.join_cgroups(inherited)
-        inherited.tasks.clear()
+        control.close()
         process.set_dumpable(dumpable=False)
-        for handle, kind in handles:
-            process.join_namespaces(handle, kind)
-        pid, _ = process.spawn(sandbox["flags"] | process.CLONE_PARENT)
+        join()
+        pid, _ = process.spawn(flags | process.CLONE_PARENT)
         if pid == 0:
-            init.enter(sandbox, inherited)
+            os.close(writing)
+            inside()
         os.write(writing, str(pid).encode())
-    except BaseException as error:  # the child must report and end, whatever it is
-        init.fail(inherited.control, error)
-    os._exit(0)
+    except BaseException as error:  # the parent must hear of it, whatever it is
+        os.write(writing, str(error).encode()[:60])
+    finally:
+        os._exit(0)
 
 
 def _send(control: socket.socket, trees: list[int]) -> None:
