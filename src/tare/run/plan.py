@@ -465,9 +465,7 @@ def _shared_memory(spec: ContainerSpec, taken: set[str]) -> list[Operation]:
     if spec.namespaces.ipc in ("", "private", "shareable") and SHARED_MEMORY not in taken:
         size = ("size", str(spec.shm_size))
         nodes = ("nr_inodes", str(max(1024, spec.shm_size >> 10)))
-        operations.append(
-            _filesystem("tmpfs", SHARED_MEMORY, quiet, ("mode", "1777"), size, nodes)
-        )
+        operations.append(_filesystem("tmpfs", SHARED_MEMORY, quiet, ("mode", "1777"), size, nodes))
     if "/dev/mqueue" not in taken and spec.namespaces.ipc != "host":
         operations.append(_filesystem("mqueue", "/dev/mqueue", quiet, optional=True))
     return operations
