@@ -109,16 +109,18 @@ def become(uid: int, gid: int, groups: list[int], capabilities: int) -> None:
     Groups before gid before uid: each needs a privilege that a later one gives up. Reads the
     result back and raises PermissionError if the kernel did not do it.
     """
+    # The engine may lack some itself; what it has not got, nobody gets.
+    kept = capabilities & effective() if uid == 0 else 0
     os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     _prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
     os.setresuid(uid, uid, uid)
     _prctl(_PR_SET_KEEPCAPS, 0, 0, 0, 0)
-    set_capabilities(capabilities if uid == 0 else 0)
+    set_capabilities(kept)
     clear_ambient()
     if os.getresuid() != (uid,) * 3 or os.getresgid() != (gid,) * 3:
         raise PermissionError("the kernel did not change the ids")
-    if effective() != (capabilities if uid == 0 else 0):
+    if effective() != kept:
         raise PermissionError("the kernel did not change the capabilities")
 
 
