@@ -102,17 +102,19 @@ class Paths:
     def prepare(self) -> None:
         """Make the directories, private to the engine's user; refuse a newer state format."""
         for path in (self.state, self.run):
-            path.mkdir(parents=True, exist_ok=True, mode=0o711)
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
             owner = path.stat().st_uid
             if owner != os.geteuid():
                 raise FailedError(
                     f"{path} belongs to user {owner}, not to the engine's user {os.geteuid()}",
                     hint="set TARE_STATE_DIR and TARE_RUN_DIR to directories of your own",
                 )
-        if self.rootless:
-            self.run.chmod(0o700)
+        # Others pass through the run directory of root's engine to its socket, nothing else.
+        self.run.chmod(0o700 if self.rootless else 0o711)
+        self.state.chmod(0o700)
         for path in (self.workloads, self.trash, self.spare, self.run / "workloads"):
-            path.mkdir(exist_ok=True, mode=0o711)
+            path.mkdir(exist_ok=True, mode=0o700)
+            path.chmod(0o700)
         self._check_format()
 
     def _check_format(self) -> None:
