@@ -222,6 +222,19 @@ def test_run_that_cannot_start_is_an_answer_and_leaves_nothing(api: Api) -> None
     assert not api.engine.containers.records
 
 
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        ({"Tare": {"Timeout": -1}}, 400),
+        ({"Platform": "linux/riscv64"}, 404),
+        ({"Name": "a b"}, 400),
+    ],
+)
+def test_run_that_makes_no_sense_is_refused(api: Api, more: dict[str, object], status: int) -> None:
+    assert api.ask("POST", "/tare/run", run_body(**more))[0] == status
+    assert not api.engine.containers.records
+
+
 def test_run_is_killed_when_its_time_is_up(api: Api) -> None:
     connection, _, begun = hijack(api, "/tare/run", run_body(Tare={"Timeout": 0.05}))
 

@@ -241,6 +241,7 @@ class RunBody(CreateBody, rename="pascal"):
     """``POST /tare/run``: a create body, the name, and what is tare's own."""
 
     name: str | None = None
+    platform: str | None = None
     tare: RunOptions | None = None
 
 

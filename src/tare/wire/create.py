@@ -12,7 +12,7 @@ import ipaddress
 import re
 from typing import Final
 
-from tare.errors import InvalidError, UnsupportedError
+from tare.errors import InvalidError, MissingError, UnsupportedError
 from tare.model.merge import merge_command, merge_env
 from tare.model.oci import ImageConfig
 from tare.model.spec import (
@@ -63,6 +63,17 @@ def container_name(text: str) -> str:
             f"Invalid container name ({text[:80]}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
         )
     return text.removeprefix("/")
+
+
+def check_platform(asked: str, reference: str, image: ImageConfig) -> None:
+    """MissingError when *image* is for another platform than *asked* (``linux/arm64/v8``)."""
+    wanted = asked.lower().split("/")
+    found = [image.os, image.architecture, image.variant]
+    if asked and (len(wanted) > 3 or wanted != found[: len(wanted)]):
+        raise MissingError(
+            f"image with reference {reference} was found but does not provide the specified"
+            f" platform ({asked[:60]}): it is for {image.platform}"
+        )
 
 
 def _environment(body: ConfigBody, image: ImageConfig) -> tuple[str, ...]:

@@ -22,11 +22,14 @@ _LIST_FILTERS: Final = (
 _CONDITIONS: Final = ("not-running", "next-exit", "removed")
 
 
-async def make(call: Call, asked: body.CreateBody, name: str) -> tuple[str, list[str]]:
+async def make(
+    call: Call, asked: body.CreateBody, name: str, platform: str
+) -> tuple[str, list[str]]:
     """Create the container that *asked* describes: its id, and warnings."""
     if not asked.image:
         raise InvalidError("invalid container config: no image was named")
     image = await call.engine.images.get(asked.image)
+    create.check_platform(platform, asked.image, image.config)
     spec, warnings = create.create(asked, str(image.id), image.config)
     identity, more = await call.engine.containers.create(spec, create.container_name(name))
     return identity, [*warnings, *more]
@@ -34,7 +37,7 @@ async def make(call: Call, asked: body.CreateBody, name: str) -> tuple[str, list
 
 async def _create(call: Call) -> web.StreamResponse:
     asked = await call.json(body.CREATE)
-    identity, warnings = await make(call, asked, call.text("name"))
+    identity, warnings = await make(call, asked, call.text("name"), call.text("platform"))
     return answer({"Id": identity, "Warnings": warnings}, 201)
 
 

@@ -15,7 +15,7 @@ from tare.api.routes.images import told
 from tare.api.routing import Routes
 from tare.api.streams import MULTIPLEXED, Duplex, Hijacked, converse, frame, hijack
 from tare.engine.streams import Attachment
-from tare.errors import TareError
+from tare.errors import InvalidError, TareError
 from tare.model.record import ExitInfo, Usage
 from tare.wire import body, system
 from tare.wire.detach import Detector, keys
@@ -29,7 +29,7 @@ async def _begin(
 ) -> tuple[str, list[str], Attachment, asyncio.Future[ExitInfo]]:
     """Create, attach, wait and start, in this order; after a failure nothing is left."""
     containers = call.engine.containers
-    identity, warnings = await make(call, asked, asked.name or "")
+    identity, warnings = await make(call, asked, asked.name or "", asked.platform or "")
     removing = bool(asked.host_config and asked.host_config.auto_remove)
     attachment: Attachment | None = None
     try:
@@ -88,6 +88,8 @@ async def _run(call: Call) -> web.StreamResponse:
     asked = await call.json(body.RUN)
     options = asked.tare or body.RunOptions()
     sequence = keys(options.detach_keys or "")
+    if options.timeout is not None and options.timeout <= 0:
+        raise InvalidError(f"a timeout of {options.timeout} seconds leaves no time to run")
     # A client that goes away must not leave a container that is half made.
     identity, warnings, attachment, waiting = await asyncio.shield(
         asyncio.ensure_future(_begin(call, asked))
