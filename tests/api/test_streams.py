@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import time
@@ -279,3 +280,21 @@ def test_events_until_now_end_by_themselves(api: Api) -> None:
 
     event = json.loads(body.splitlines()[0])
     assert (event["Type"], event["Action"], event["from"]) == ("container", "create", "busybox")
+
+
+@pytest.mark.attack("A45")
+def test_followers_that_never_read_cost_nothing_once_they_are_gone(api: Api) -> None:
+    api.ask("GET", "/_ping")
+    before = len(os.listdir("/proc/self/fd"))
+    followers = [api.connect() for _ in range(200)]
+    for follower in followers:
+        follower.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert follower.recv(20).startswith(b"HTTP/1.1 200")
+
+    began = time.monotonic()
+    assert api.ask("GET", "/_ping")[0] == 200
+    assert time.monotonic() - began < 1
+
+    for follower in followers:
+        follower.close()
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
