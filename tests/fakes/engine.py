@@ -24,6 +24,7 @@ from tare.model.record import (
     Info,
     LogLine,
     LogQuery,
+    PathStat,
     Record,
     Sample,
     Top,
@@ -116,6 +117,7 @@ class Containers:
     def __init__(self, events: Events) -> None:
         self.records: dict[str, Record] = {}
         self.cats: dict[str, Cat] = {}
+        self.received = b""
         self.removals: dict[str, asyncio.Future[ExitInfo]] = {}
         self._events = events
 
@@ -209,6 +211,34 @@ class Containers:
 
     async def top(self, ref: str, arguments: str) -> Top:
         return Top(titles=("PID", "CMD"), processes=(("1", "cat"),))
+
+    async def archive_stat(self, ref: str, path: str) -> PathStat:
+        self.find(ref)
+        if path != "/etc":
+            raise MissingError(f"Could not find the file {path} in container {ref}")
+        return PathStat(name="etc", size=4096, mode=0o41777, mtime_ns=10**9)
+
+    async def archive_get(self, ref: str, path: str) -> tuple[PathStat, AsyncIterator[bytes]]:
+        return await self.archive_stat(ref, path), self.export(ref)
+
+    async def archive_put(
+        self,
+        ref: str,
+        path: str,
+        source: AsyncIterator[bytes],
+        *,
+        no_overwrite_dir_non_dir: bool = False,
+        copy_ids: bool = False,
+    ) -> None:
+        await self.archive_stat(ref, path)
+        self.received = b"".join([chunk async for chunk in source])
+
+    async def export(self, ref: str) -> AsyncIterator[bytes]:
+        record = self.find(ref)
+        yield b"tar"
+        if record.name == "broken":
+            raise FailedError("the disk broke")
+        yield b"ball"
 
     async def logs(self, ref: str, query: LogQuery) -> AsyncIterator[Sequence[LogLine]]:
         yield [LogLine(1, 1_000_000_000, b"out\n"), LogLine(2, 2_000_000_000, b"err\n")]
