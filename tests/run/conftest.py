@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from harness.images import lay_busybox
 from harness.needs import needs
-
 from tare.image.layers import Layers
 from tare.kernel import cgroup
 from tare.model.spec import ContainerSpec, ExecSpec, ProcessSpec

@@ -89,7 +89,7 @@ class Engine:
 
         paths.prepare()
         facts = host.detect()
-        layout = cgroup.detect(privileged=False if facts.rootless else None)
+        layout = cgroup.detect(privileged=False if facts.rootless else None).plain()
         with contextlib.suppress(OSError):
             layout.make_room()
         driver = Sandboxes(paths, facts, layout)

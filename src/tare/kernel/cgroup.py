@@ -27,7 +27,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Self
 
@@ -315,6 +315,15 @@ class Layout:
                 found |= {"blkio"} if "io" in self.unified.controllers else set()
                 found |= {"devices"} if self.privileged else set()
         return frozenset(found)
+
+    def plain(self) -> Layout:
+        """A hybrid layout without its version 2 part, where version 1 can do all of it.
+
+        Moving oneself is fast in version 1 only, so a process made ahead of time can join there.
+        """
+        if self.mode is not Mode.HYBRID or self.v1("freezer") is None:
+            return self
+        return replace(self, mode=Mode.V1, unified=None, prepared=set())
 
     def v1(self, controller: str) -> Hierarchy | None:
         """The version 1 hierarchy of a controller, if it can be used."""

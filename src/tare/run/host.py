@@ -20,7 +20,7 @@ def detect() -> Host:
     """The host's facts; raises nothing that a Linux with /proc does not raise."""
     release = platform.release().split("-")[0].split(".")
     rootless = os.geteuid() != 0 or process.in_user_namespace()
-    layout = cgroup.detect(privileged=False if rootless else None)
+    layout = cgroup.detect(privileged=False if rootless else None).plain()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return Host(
         kernel=(int(release[0]), int(release[1])),

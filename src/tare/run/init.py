@@ -31,12 +31,15 @@ from typing import Final, NoReturn
 
 from tare.errors import FailedError, InvalidError, TareError
 from tare.kernel import confine, files, mount, process, seccomp
-from tare.run import identity
+from tare.run import identity, walls
 from tare.run.sandbox import Operation, Process, Sandbox
 from tare.run.stub import REPORT, Stub
 
 READY: Final = b"exec"
 """The child's last word before exec: end-of-file after it is success, before it is death."""
+
+STREAMS: Final = b"streams"
+"""With this come the descriptors of a sandbox's streams and cgroups, to a child standing by."""
 
 CANNOT_EXECUTE: Final = 126
 NOT_FOUND: Final = 127
@@ -46,6 +49,7 @@ _TIOCGPTPEER: Final = 0x5441
 _SIOCGIFFLAGS: Final = 0x8913
 _SIOCSIFFLAGS: Final = 0x8914
 _QUIET: Final = mount.NOSUID | mount.NODEV | mount.NOEXEC
+_SYSCTLS: Final = "/proc/sys"
 _PTS_MAXIMUM: Final = 1024
 _LINKS: Final = (
     ("fd", "/proc/self/fd"),
@@ -86,8 +90,37 @@ def enter(sandbox: Sandbox, inherited: Inherited) -> NoReturn:
     """Make the sandbox around the calling process and run its program; never returns."""
     control = inherited.control
     try:
-        builder = _Builder(sandbox, inherited)
-        builder.before_root()
+        builder = _Builder(inherited)
+        join_cgroups(inherited)
+        builder.begin()
+        builder.take(sandbox)
+        builder.receive()
+        builder.apply_all()
+        finish(sandbox["process"], inherited, builder.root, terminal=builder.terminal)
+    except BaseException as error:  # the child must report and end, whatever it is
+        fail(control, error)
+    os._exit(CANNOT_EXECUTE)
+
+
+def stand_by(inherited: Inherited) -> NoReturn:
+    """Prepare what every ordinary sandbox has, wait for one to become, become it."""
+    control = inherited.control
+    try:
+        builder = _Builder(inherited)
+        builder.begin()
+        builder.prepare_ordinary()
+        parts: list[bytes] = []
+        while True:
+            message, descriptors = receive(control)
+            if message == STREAMS:
+                break
+            parts.append(message)
+        sandbox: Sandbox = json.loads(b"".join(parts))
+        if sandbox["process"]["stdin"] and not sandbox["process"]["tty"]:
+            inherited.stdin = descriptors.pop(0)
+        inherited.stdout, inherited.stderr, *inherited.tasks = descriptors
+        join_cgroups(inherited)
+        builder.take(sandbox)
         builder.receive()
         builder.apply_all()
         finish(sandbox["process"], inherited, builder.root, terminal=builder.terminal)
@@ -115,12 +148,27 @@ def fail(control: socket.socket, error: BaseException) -> NoReturn:
         os._exit(125)
 
 
+def receive(control: socket.socket) -> tuple[bytes, list[int]]:
+    """The keeper's next message and its descriptors; ends this process when it is gone."""
+    space = socket.CMSG_LEN(MAXIMUM_FDS * 4)
+    message, ancillary, _, _ = control.recvmsg(_MAXIMUM_MESSAGE, space, socket.MSG_CMSG_CLOEXEC)
+    if not message:
+        os._exit(125)  # nobody wants this sandbox
+    numbers = array.array("i")
+    for _, _, data in ancillary:
+        numbers.frombytes(data[: len(data) - len(data) % 4])
+    return message, numbers.tolist()
+
+
 class _Builder:
     """The state of a half-made sandbox: descriptors of its parts."""
 
-    def __init__(self, sandbox: Sandbox, inherited: Inherited) -> None:
-        self.sandbox = sandbox
+    sandbox: Sandbox
+
+    def __init__(self, inherited: Inherited) -> None:
         self.inherited = inherited
+        self._ready: dict[str, int] = {}
+        self._walls_stand = False
         self.root = -1
         self.device_tree = -1
         self.binds: list[int] = []
@@ -142,9 +190,8 @@ class _Builder:
             os.read(point, 1)
             os.close(point)
 
-    def before_root(self) -> None:
-        """What needs neither the root nor the id maps, done while the keeper prepares those."""
-        join_cgroups(self.inherited)
+    def begin(self) -> None:
+        """What every sandbox begins with."""
         os.setsid()
         mount.make_private()
         process.new_session_keyring()
@@ -156,7 +203,30 @@ class _Builder:
         self.null_file = mount.clone_tree_at(null)
         mount.set_attributes(self.null_file, mount.RDONLY | mount.NOSUID | mount.NOEXEC)
         os.close(null)
-        for index, operation in enumerate(self.sandbox["operations"]):
+
+    def prepare_ordinary(self) -> None:
+        """What an ordinary sandbox has, its walls included where the kernel lets them stand."""
+        bring_up_loopback()
+        self._ready["proc"] = self.proc = mount.filesystem("proc", attributes=_QUIET)
+        self._ready["sysfs"] = self.sys = mount.filesystem(
+            "sysfs", attributes=_QUIET | mount.RDONLY
+        )
+        self._ready["mqueue"] = mount.filesystem("mqueue", attributes=_QUIET)
+        try:
+            for path in walls.READONLY_PATHS:
+                if path != _SYSCTLS:  # read-only once the sandbox's own values are written
+                    self._read_only(path)
+            for path in walls.MASKED_PATHS:
+                self._mask(path)
+            self._walls_stand = True
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise  # before Linux 6.15 nothing is mounted on a detached mount: later then
+
+    def take(self, sandbox: Sandbox) -> None:
+        """What needs neither the root nor the id maps, done while the keeper prepares those."""
+        self.sandbox = sandbox
+        for index, operation in enumerate(sandbox["operations"]):
             op = operation["op"]
             if op == "dev":
                 for name in operation.get("targets", []):
@@ -164,9 +234,14 @@ class _Builder:
             elif op == "hostname":
                 socket.sethostname(operation["name"])
             elif op == "loopback":
-                bring_up_loopback()
+                if not self._ready:
+                    bring_up_loopback()
             elif op == "filesystem" and operation["kind"] in ("proc", "sysfs", "mqueue"):
-                self._prepare(index, operation)
+                ready = self._ready.get(operation["kind"], -1)
+                if ready >= 0:
+                    self._prepared[index] = ready
+                else:
+                    self._prepare(index, operation)
 
     def _prepare(self, index: int, operation: Operation) -> None:
         try:
@@ -177,20 +252,11 @@ class _Builder:
 
     def receive(self) -> None:
         """Wait for the keeper's go: the root, /dev, and the binds, as descriptors."""
-        space = socket.CMSG_LEN(MAXIMUM_FDS * 4)
         received: list[int] = []
-        while True:
-            message, ancillary, _, _ = self.inherited.control.recvmsg(16, space)
-            if not message:
-                os._exit(125)  # the keeper is gone: nobody wants this sandbox
-            for _, _, data in ancillary:
-                numbers = array.array("i")
-                numbers.frombytes(data[: len(data) - len(data) % 4])
-                received += numbers
-            if message == b"go":
-                break
-        for descriptor in received:
-            os.set_inheritable(descriptor, False)
+        message = b""
+        while message != b"go":
+            message, descriptors = receive(self.inherited.control)
+            received += descriptors
         self.root, self.device_tree, *self.binds = received
         if self.sandbox["id_map"] is not None:
             os.setresgid(0, 0, 0)
@@ -210,6 +276,10 @@ class _Builder:
             op = operation["op"]
             if op in ("hostname", "loopback"):
                 continue
+            if self._walls_stand and op == "mask":
+                continue
+            if self._walls_stand and op == "readonly":
+                operation["targets"] = [_SYSCTLS]
             self.stop_at(f"before-{op}")
             try:
                 self._apply(index, operation)

@@ -42,8 +42,11 @@ from tare.run.logs import STDERR, STDOUT, LogWriter
 from tare.run.output import Stream
 from tare.run.protocol import Message, Receiver, Sender
 from tare.run.sandbox import Log, Sandbox
+from tare.run.spares import Spares
 from tare.run.stub import Stub
 
+_SPARES: Final = 2
+_SOON: Final = 0.002
 _EXEC_DRAIN: Final = 1.0
 
 
@@ -123,7 +126,15 @@ class Keeper:
         self.watch(listener.fileno(), select.EPOLLIN, self._accept)
         idle_since = time.monotonic()
         while True:
-            ready = self._epoll.poll(5.0)
+            context, spares = self._context, self._context.spares
+            wanted = spares is not None and spares.wanted
+            ready = self._epoll.poll(_SOON if wanted or context.deferred else 5.0)
+            if not ready and (wanted or context.deferred):
+                # Nothing to do right now: tidy up, and prepare for what comes next.
+                context.close_deferred()
+                if spares is not None and wanted:
+                    spares.fill()
+                continue
             for descriptor, events in ready:
                 callback = self._callbacks.get(descriptor)
                 if callback is not None:
@@ -131,6 +142,8 @@ class Keeper:
             if self._daemon is not None or self._kept or self._exits or ready:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > 10:
+                if spares is not None:
+                    spares.close()
                 return
 
     def _accept(self, _: int) -> None:
@@ -560,12 +573,20 @@ def main(arguments: list[str]) -> int:
     listener.listen(8)
     points = os.environ.get("TARE_TEST_POINTS")
     rootless = process.in_user_namespace()
+    stub = Stub.make()
+    last_capability = confine.last_capability()
+    test_points = os.open(points, os.O_RDONLY | os.O_DIRECTORY) if points else None
+    layout = cgroup.detect(privileged=False if rootless else None).plain()
+    spares = None
+    if layout.mode in (cgroup.Mode.V1, cgroup.Mode.NONE) and not rootless:
+        spares = Spares(_SPARES, stub, last_capability, test_points)
     context = Context(
-        layout=cgroup.detect(privileged=False if rootless else None),
+        spares=spares,
+        layout=layout,
         layers=rootfs.Layers(),
-        stub=Stub.make(),
-        last_capability=confine.last_capability(),
-        test_points=os.open(points, os.O_RDONLY | os.O_DIRECTORY) if points else None,
+        stub=stub,
+        last_capability=last_capability,
+        test_points=test_points,
         own_pid_namespace=os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC),
         rootless=rootless,
         nofile_hard=hard,

@@ -30,8 +30,9 @@ from tare.errors import (
     UnsupportedError,
 )
 from tare.kernel import cgroup, files, mount, process
-from tare.run import devices, init, rootfs
+from tare.run import devices, init, rootfs, spares
 from tare.run.sandbox import Bind, Sandbox
+from tare.run.spares import Spare, Spares
 from tare.run.stub import Stub
 
 
@@ -47,6 +48,13 @@ class Context:
     own_pid_namespace: int
     rootless: bool
     nofile_hard: int
+    spares: Spares | None = None
+    deferred: list[int] = field(default_factory=list)  # descriptors to close when idle
+
+    def close_deferred(self) -> None:
+        """Close what could wait."""
+        while self.deferred:
+            os.close(self.deferred.pop())
 
 
 @dataclass(slots=True)
@@ -168,12 +176,23 @@ def launch(sandbox: Sandbox, context: Context) -> Launch:
     """Clone the child and hand it everything; raises TareError with nothing left behind."""
     # The group's name is the container's: one of a crashed start may be left, and is replaced.
     group = context.layout.group(sandbox["cgroup"]["path"])
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
-    work = Launch(sandbox, ours, group)
+    job = spares.job(sandbox) if sandbox["ordinary"] and context.spares is not None else None
+    spare = context.spares.take() if job is not None and context.spares is not None else None
+    theirs = None
+    if spare is None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        work = Launch(sandbox, ours, group)
+    else:
+        work = Launch(sandbox, spare.control, group, spare.pid, spare.pidfd)
     try:
-        with theirs:
-            _launch(work, theirs, context)
+        try:
+            if spare is not None and job is not None:
+                spares.tell(spare.control, job)
+            _launch(work, theirs, spare, context)
+        finally:
+            if theirs is not None:
+                theirs.close()
     except TareError:
         work.abandon()
         raise
@@ -191,13 +210,17 @@ def launch(sandbox: Sandbox, context: Context) -> Launch:
     return work
 
 
-def _launch(work: Launch, theirs: socket.socket, context: Context) -> None:
+def _launch(
+    work: Launch, theirs: socket.socket | None, spare: Spare | None, context: Context
+) -> None:
     sandbox = work.sandbox
-    inherited = _streams(work, theirs, context)
+    inherited = _streams(work, theirs or work.control, context)
     group = work.group
     id_map = sandbox["id_map"]
     owner = id_map[0] if id_map else 0
     flags = sandbox["flags"]
+    # Who owns a new user namespace has all privilege over it, CAP_SYS_RESOURCE too.
+    namespace_owner = owner if flags & process.CLONE_NEWUSER else 0
     own_devices = (
         devices.make_empty(sandbox["devices"])
         if context.rootless
@@ -213,23 +236,28 @@ def _launch(work: Launch, theirs: socket.socket, context: Context) -> None:
         to_close.append(inherited.stdin)
     try:
         _make_group(work, own_devices.rules)
-        born_in = group.open_directory()
+        born_in = None if spare is not None else group.open_directory()
         if born_in is not None:
             to_close.append(born_in)
         inherited.tasks = group.open_tasks()
         to_close += inherited.tasks
-        if sandbox["join"]:
+        if spare is not None:
+            namespace_owner = spare.owner
+            streams = [inherited.stdout, inherited.stderr, *inherited.tasks]
+            if inherited.stdin is not None:
+                streams.insert(0, inherited.stdin)
+            _pass(work.control, init.STREAMS, streams)
+        elif sandbox["join"]:
             _spawn_joined(work, inherited, born_in)
         else:
             # A child's credentials begin anew with its user namespace; and it never returns.
-            with process.owning(owner if flags & process.CLONE_NEWUSER else 0):
+            with process.owning(namespace_owner):
                 work.pid, work.pidfd = process.spawn(flags, cgroup=born_in)
                 if work.pid == 0:
                     init.enter(sandbox, inherited)
         if id_map is not None and flags & process.CLONE_NEWUSER:
             rootfs.write_id_maps(work.pid, id_map)
-        # The owner of a user namespace has all privilege over it, CAP_SYS_RESOURCE too.
-        with process.owning(owner if flags & process.CLONE_NEWUSER else 0):
+        with process.owning(namespace_owner):
             _limit(work, context)
         user_namespace = -1
         if id_map is not None and id_map[0] != 0:
@@ -352,8 +380,12 @@ def _send(control: socket.socket, trees: list[int]) -> None:
     for start in range(0, len(trees), step):
         batch = trees[start : start + step]
         word = b"go" if start + step >= len(trees) else b"more"
-        rights = array.array("i", batch)
-        control.sendmsg([word], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        _pass(control, word, batch)
+
+
+def _pass(control: socket.socket, word: bytes, descriptors: list[int]) -> None:
+    rights = array.array("i", descriptors)
+    control.sendmsg([word], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
 
 def _streams(work: Launch, theirs: socket.socket, context: Context) -> init.Inherited:
@@ -478,8 +510,8 @@ def _root(work: Launch, context: Context, user_namespace: int, owner: int) -> in
             user_xattr=context.rootless,
         )
     finally:
-        for lower in lowers:
-            os.close(lower)
+        # Letting go of a detached mount waits for RCU, up to a millisecond: not now.
+        context.deferred += lowers
 
 
 def clone_bind(wanted: Bind, user_namespace: int) -> int:

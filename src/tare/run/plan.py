@@ -30,6 +30,7 @@ from tare.model.spec import (
     SecurityProfile,
     Ulimit,
 )
+from tare.run import walls
 from tare.run.sandbox import Bind, Cgroup, ExecPlan, Log, Operation, Process, Sandbox
 
 DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -50,27 +51,6 @@ _CAPABILITIES: Final = {
     SecurityProfile.DOCKER_COMPAT: _STANDARD_CAPABILITIES | {"NET_RAW", "MKNOD", "AUDIT_WRITE"},
     SecurityProfile.HARDENED: frozenset[str](),
 }
-
-MASKED_PATHS: Final = (
-    *(
-        f"/proc/{name}"
-        for name in (
-            "acpi", "asound", "interrupts", "kcore", "keys", "key-users", "latency_stats",
-            "sched_debug", "scsi", "timer_list", "timer_stats", "kpagecount", "kpageflags",
-            "kpagecgroup", "vmallocinfo", "dynamic_debug",
-        )
-    ),
-    "/sys/firmware", "/sys/kernel/debug", "/sys/kernel/tracing", "/sys/kernel/security",
-    "/sys/fs/selinux", "/sys/fs/bpf", "/sys/fs/pstore", "/sys/power",
-    "/sys/devices/virtual/powercap", "/sys/kernel/notes", "/sys/kernel/vmcoreinfo",
-)  # fmt: skip
-HARDENED_MASKED_PATHS: Final = (
-    *MASKED_PATHS,
-    "/proc/kallsyms", "/proc/modules", "/proc/config.gz", "/proc/cmdline", "/proc/pressure",
-    "/proc/swaps", "/proc/partitions", "/proc/diskstats", "/sys/kernel", "/sys/class/dmi",
-    "/sys/module",
-)  # fmt: skip
-READONLY_PATHS: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 # runtime-spec; runc allows the same files of /proc to be replaced by a mount.
 _PROC_FILES: Final = frozenset(
@@ -206,10 +186,12 @@ def filter_for(security: Security, caps: frozenset[str], host: Host) -> str:
 def plan(spec: ContainerSpec, place: Place, host: Host) -> Sandbox:
     """The whole sandbox, or an error that names what cannot be."""
     shares_ids = (host_ids(spec) and not host.rootless) or place.id_block is None
+    flags = _clone_flags(spec, shares_ids=shares_ids)
     return Sandbox(
         id=place.id,
         run_dir=place.run_dir,
-        flags=_clone_flags(spec, shares_ids=shares_ids),
+        flags=flags,
+        ordinary=flags == walls.OWN_NAMESPACES and not host.rootless and _usual_walls(spec),
         id_map=None if shares_ids else place.id_block,
         join=_joins(place, shares_ids=shares_ids),
         cgroup_namespace=spec.namespaces.cgroup != "host",
@@ -257,6 +239,16 @@ def plan_exec(spec: ContainerSpec, wish: ExecSpec, place: Place, host: Host) -> 
         process=process_plan,
         cgroup=place.cgroup,
         user_namespace=not shares_ids,
+    )
+
+
+def _usual_walls(spec: ContainerSpec) -> bool:
+    security = spec.security
+    return (
+        security.profile is not SecurityProfile.HARDENED
+        and not security.unconfined_paths
+        and security.masked_paths is None
+        and security.readonly_paths is None
     )
 
 
@@ -446,10 +438,10 @@ def _operations(spec: ContainerSpec, place: Place, host: Host) -> list[Operation
         operations.append(Operation(op="console"))
     if not (privileged or security.unconfined_paths):
         hardened = security.profile is SecurityProfile.HARDENED
-        masked: tuple[str, ...] = HARDENED_MASKED_PATHS if hardened else MASKED_PATHS
+        masked: tuple[str, ...] = walls.HARDENED_MASKED_PATHS if hardened else walls.MASKED_PATHS
         if security.masked_paths is not None:
             masked = security.masked_paths
-        readonly: tuple[str, ...] = READONLY_PATHS
+        readonly: tuple[str, ...] = walls.READONLY_PATHS
         if security.readonly_paths is not None:
             readonly = security.readonly_paths
         operations.append(Operation(op="readonly", targets=list(readonly)))

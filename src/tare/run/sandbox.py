@@ -112,6 +112,7 @@ class Sandbox(TypedDict):
     id: str
     run_dir: str
     flags: int  # CLONE_NEW* for clone3
+    ordinary: bool  # a child prepared ahead of time (`run.spares`) will do
     id_map: tuple[int, int] | None  # base and size of the block, None: the host's ids
     join: dict[str, int]  # "network" | "ipc" | "pid" | "uts" -> pid whose namespace is joined
     cgroup_namespace: bool

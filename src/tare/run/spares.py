@@ -1,0 +1,146 @@
+"""Children prepared ahead of time, so that starting does not wait for what is always the same.
+
+A spare is cloned into all the namespaces of an ordinary container, has its /proc and /sys mounted
+behind their walls and its loopback up, and waits. Its ids are not mapped and it is in no cgroup
+of a container: both come with the container it becomes. It is made while the keeper has nothing
+else to do.
+
+Not for: version 2 control groups, where moving a process is slow and being born in the right
+group is fast (`launching` clones there).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import select
+import signal
+import socket
+from dataclasses import dataclass
+from typing import Final
+
+from tare.kernel import process
+from tare.run import init, walls
+from tare.run.sandbox import Sandbox
+from tare.run.stub import Stub
+
+_PIECE: Final = 60_000
+_MAXIMUM: Final = 120_000
+# The namespaces' owners: ids that no container has, each its own, so that what a container uses
+# of per-user limits counts against nobody else (attack A48).
+_OWNER_BASE: Final = 0x5FFF0000
+_OWNERS: Final = 65_000
+
+
+@dataclass(slots=True)
+class Spare:
+    """A child that waits: its pid, its pidfd and the socket it listens to."""
+
+    pid: int
+    pidfd: int
+    control: socket.socket
+    owner: int
+
+    def alive(self) -> bool:
+        """Whether it still waits."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return not poll.poll(0)
+
+    def close(self) -> None:
+        """End it."""
+        self.control.close()
+        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+        os.close(self.pidfd)
+
+
+def job(sandbox: Sandbox) -> bytes | None:
+    """What a spare must be told of *sandbox*; None if that is too much for it."""
+    told = {
+        "process": sandbox["process"],
+        "operations": sandbox["operations"],
+        "id_map": sandbox["id_map"],
+        "cgroup_namespace": sandbox["cgroup_namespace"],
+    }
+    content = json.dumps(told).encode()
+    return content if len(content) <= _MAXIMUM else None
+
+
+def tell(control: socket.socket, content: bytes) -> None:
+    """Send a job; the descriptors follow with `init.STREAMS`."""
+    for start in range(0, len(content), _PIECE):
+        control.send(content[start : start + _PIECE])
+
+
+class Spares:
+    """The children that wait; `fill` makes them, `take` gives one away."""
+
+    def __init__(
+        self, number: int, stub: Stub, last_capability: int, test_points: int | None
+    ) -> None:
+        self._number = number
+        self._waiting: list[Spare] = []
+        self._stub, self._last, self._points = stub, last_capability, test_points
+        self._owners = itertools.cycle(range(_OWNERS))
+
+    @property
+    def wanted(self) -> bool:
+        """Whether `fill` would make one."""
+        return len(self._waiting) < self._number
+
+    def take(self) -> Spare | None:
+        """One that is alive, or None."""
+        while self._waiting:
+            spare = self._waiting.pop(0)
+            if spare.alive():
+                return spare
+            spare.close()
+        return None
+
+    def fill(self) -> None:
+        """Make one."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        owner = _OWNER_BASE + next(self._owners)
+        try:
+            with process.owning(owner):
+                pid, pidfd = process.spawn(walls.OWN_NAMESPACES)
+                if pid == 0:
+                    self._wait(theirs)
+        except OSError:
+            ours.close()
+            self._number = 0  # it will not work the next time either; clone when asked
+            return
+        finally:
+            theirs.close()
+        self._waiting.append(Spare(pid, pidfd, ours, owner))
+
+    def _wait(self, control: socket.socket) -> None:
+        # It may wait long: it must not keep other containers' pipes open.
+        kept = {0, 1, 2, control.fileno(), self._stub.descriptor}
+        if self._points is not None:
+            kept.add(self._points)
+        low = 3
+        for descriptor in sorted(kept - {0, 1, 2}):
+            os.closerange(low, descriptor)
+            low = descriptor + 1
+        os.closerange(low, 1 << 16)
+        init.stand_by(
+            init.Inherited(
+                control=control,
+                stdin=None,
+                stdout=-1,
+                stderr=-1,
+                stub=self._stub,
+                last_capability=self._last,
+                test_points=self._points,
+                tasks=[],
+            )
+        )
+
+    def close(self) -> None:
+        """End all that wait."""
+        while self._waiting:
+            self._waiting.pop().close()
