@@ -344,3 +344,49 @@ def test_a_process_that_survives_sigkill_is_reported_and_stays_running(
         await daemon.close()
 
     run(work())
+
+
+def test_a_boot_removes_directories_that_no_record_knows(daemon_at: Boot) -> None:
+    async def work() -> None:
+        daemon = daemon_at()
+        stray = daemon.paths.workload("f" * 64)
+        daemon.workloads.make("f" * 64)
+        record = daemon.add()
+
+        await daemon.boot()
+
+        assert not stray.exists()
+        assert daemon.paths.workload(record.id).exists()
+        await daemon.close()
+
+    run(work())
+
+
+def test_ids_in_use_are_not_given_out_after_a_boot(daemon_at: Boot) -> None:
+    async def work() -> None:
+        before = daemon_at()
+        record = before.add()
+        await before.close()
+
+        after = await daemon_at().boot()
+
+        assert after.blocks.in_use == 1
+        assert after.blocks.take(65536) != record.id_block
+        await after.close()
+
+    run(work())
+
+
+def test_what_the_driver_did_not_clean_up_is_discarded(daemon_at: Boot, kernel: Kernel) -> None:
+    async def work() -> None:
+        daemon = await daemon_at().boot()
+        record = daemon.add()
+        await daemon.lifecycle.start(record.id)
+        assert record.id in kernel.groups
+
+        await ended(daemon, record)
+
+        assert record.id not in kernel.groups
+        await daemon.close()
+
+    run(work())

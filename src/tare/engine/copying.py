@@ -3,7 +3,11 @@
 A running container is seen through its first process's root, a stopped one by mounting its
 layers and what it wrote, detached, for the time of the operation. All of it works in threads.
 
-Not for: following paths (run.copy does, and never leaves the root).
+Not for: following paths: `run.copy` does, and never leaves the root. Asked of it::
+
+    stat(root, path) -> PathStat
+    get(root, path, out, *, block)      writes an archive of path, ids as they are inside
+    put(root, path, source, *, block, keep_types, keep_owners)   unpacks one below path
 """
 
 from __future__ import annotations
@@ -11,14 +15,16 @@ from __future__ import annotations
 import asyncio
 import builtins
 import os
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, BinaryIO
 
 from tare.engine.observing import Observing
-from tare.errors import MissingError
-from tare.model.record import Record
+from tare.engine.transfer import consumed, produced
+from tare.errors import DeniedError, MissingError
+from tare.model.record import PathStat, Record
 from tare.model.state import State
 from tare.run import rootfs
+from tare.run.sandbox import Root
 
 if TYPE_CHECKING:
     from tare.image.changes import Change
@@ -91,8 +97,110 @@ class Copying(Observing):
         self._lifecycle.emit(record, "commit", {"comment": "", "imageID": str(image.id)})
         return str(image.id)
 
+    # --- archives -----------------------------------------------------------------------------
+
+    async def archive_stat(self, ref: str, path: str) -> PathStat:
+        """What *path* is, links in it followed within the container; MissingError."""
+        from tare.run import copy
+
+        record = self._store.get(ref)
+        with await self._root(record) as root:
+            return await asyncio.to_thread(copy.stat, root.fileno(), path)
+
+    async def archive_get(
+        self, ref: str, path: str
+    ) -> tuple[PathStat, AsyncGenerator[bytes, None]]:
+        """What *path* is, and an archive of it and what is below it."""
+        record = self._store.get(ref)
+        found = await self.archive_stat(ref, path)
+        self._lifecycle.emit(record, "archive-path")
+        return found, self._archive(record, path)
+
+    def export(self, ref: str) -> AsyncGenerator[bytes, None]:
+        """The whole file system as an archive."""
+        record = self._store.get(ref)
+        self._lifecycle.emit(record, "export")
+        return self._archive(record, "/.")
+
+    async def archive_put(
+        self,
+        ref: str,
+        path: str,
+        source: AsyncIterator[bytes],
+        *,
+        no_overwrite_dir_non_dir: bool = False,
+        copy_ids: bool = False,
+    ) -> None:
+        """Unpack an archive (compressed or not) below the directory *path*."""
+        from tare.run import copy
+
+        record = self._store.get(ref)
+        if record.spec.read_only and record.alive:
+            raise DeniedError("container rootfs is marked read-only")
+        with await self._root(record) as root:
+            await consumed(
+                source,
+                lambda file: copy.put(
+                    root.fileno(),
+                    path,
+                    file,
+                    block=_block(record),
+                    keep_types=no_overwrite_dir_non_dir,
+                    keep_owners=copy_ids,
+                ),
+            )
+        self._lifecycle.emit(record, "extract-to-dir")
+
+    async def _archive(self, record: Record, path: str) -> AsyncGenerator[bytes, None]:
+        from tare.run import copy
+
+        with await self._root(record) as root:
+            async for chunk in produced(
+                lambda file: copy.get(root.fileno(), path, file, block=_block(record))
+            ):
+                yield chunk
+
+    async def _root(self, record: Record) -> Descriptor:
+        """The container's file system: the live one, or a mount made for us alone."""
+        if record.alive:
+            return Descriptor(rootfs.live(record.pid))
+        layers = await self._layers(record)
+        root: Root = {
+            "layers": layers,
+            "upper": f"{record.workload_dir}/upper",
+            "work": f"{record.workload_dir}/work",
+            "attributes": 0,
+            "volatile": False,
+        }
+        mounted = await asyncio.to_thread(
+            rootfs.mounted, root, _block(record), user_xattr=self._core.paths.rootless
+        )
+        return Descriptor(mounted)
+
     async def _layers(self, record: Record) -> builtins.list[str]:
         return [os.fspath(path) for path in await self._core.images.layers(record.image_id)]
+
+
+class Descriptor:
+    """An owned descriptor: closed by ``with``."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        """Its number."""
+        return self._number
+
+    def __enter__(self) -> Descriptor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._number)
+
+
+def _block(record: Record) -> tuple[int, int] | None:
+    block = record.id_block
+    return (block.base, block.size) if block is not None else None
 
 
 def _open_upper(record: Record) -> int:
