@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import tempfile
 from ctypes import c_char_p, c_int, c_size_t, c_uint64
 from typing import Final
 
@@ -76,7 +75,10 @@ def replace(path: str | os.PathLike[str], content: bytes, *, mode: int = 0o600) 
     the rename itself may be lost.
     """
     parent = os.path.dirname(os.fspath(path)) or "."
-    descriptor, temporary = tempfile.mkstemp(dir=parent, prefix=".")
+    # Not tempfile: it imports half the library, and the keeper and its children import this.
+    temporary = f"{parent}/.{os.urandom(8).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o600)
     try:
         with open(descriptor, "wb") as file:
             file.write(content)

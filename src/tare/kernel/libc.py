@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from typing import Final
 
 # PyDLL keeps the GIL during a call: clone3 in a child that must not wait for another thread's
 # lock needs that. Calls that may block for long go through ``os`` instead.
 _LIBC: Final = ctypes.PyDLL(None, use_errno=True)
 
-MACHINE: Final = platform.machine()
+MACHINE: Final = os.uname().machine
 
 
 def _fail(name: str, subject: str) -> OSError:

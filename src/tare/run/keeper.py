@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import resource
@@ -45,9 +46,10 @@ from tare.run.sandbox import Log, Sandbox
 from tare.run.spares import Spares
 from tare.run.stub import Stub
 
-_SPARES: Final = 2
-_SOON: Final = 0.002
-_EXEC_DRAIN: Final = 1.0
+_SPARES: Final = 3
+_SOON: Final = 0.03
+"""How long nothing must happen before what is not urgent is done, in seconds."""
+_MOST_DEFERRED: Final = 64
 
 
 @dataclass(slots=True)
@@ -135,6 +137,9 @@ class Keeper:
                 if spares is not None and wanted:
                     spares.fill()
                 continue
+            if len(context.deferred) > _MOST_DEFERRED:
+                os.close(context.deferred.pop(0))
+                os.close(context.deferred.pop(0))
             for descriptor, events in ready:
                 callback = self._callbacks.get(descriptor)
                 if callback is not None:
@@ -600,6 +605,9 @@ def main(arguments: list[str]) -> int:
                 program = json.load(file)["sandbox"]["process"]
             if not (program["tty"] or program["stdin"]):
                 keeper.adopt(f"{run}/workloads/{name}")
+    # What is here now is here for good: no collection writes to it, and children share it.
+    gc.collect()
+    gc.freeze()
     keeper.serve(listener)
     return 0
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import struct
 from dataclasses import dataclass
 from typing import Final
@@ -75,7 +74,7 @@ class Stub:
     def make(cls) -> Stub:
         """Create it once for a process; the descriptor is close-on-exec."""
         # NUL would end the argument early, so the cookie is hex.
-        cookie = secrets.token_hex(COOKIE_SIZE // 2).encode()
+        cookie = os.urandom(COOKIE_SIZE // 2).hex().encode()
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         try:
             descriptor = os.memfd_create("tare-exec", flags | _MFD_EXEC)
