@@ -3,11 +3,7 @@
 A running container is seen through its first process's root, a stopped one by mounting its
 layers and what it wrote, detached, for the time of the operation. All of it works in threads.
 
-Not for: following paths: `run.copy` does, and never leaves the root. Asked of it::
-
-    stat(root, path) -> PathStat
-    get(root, path, out, *, block)      writes an archive of path, ids as they are inside
-    put(root, path, source, *, block, keep_types, keep_owners)   unpacks one below path
+Not for: following paths: `engine.archives` does, and never leaves the root.
 """
 
 from __future__ import annotations
@@ -101,11 +97,11 @@ class Copying(Observing):
 
     async def archive_stat(self, ref: str, path: str) -> PathStat:
         """What *path* is, links in it followed within the container; MissingError."""
-        from tare.run import copy
+        from tare.engine import archives
 
         record = self._store.get(ref)
         with await self._root(record) as root:
-            return await asyncio.to_thread(copy.stat, root.fileno(), path)
+            return await asyncio.to_thread(archives.find, root.fileno(), path)
 
     async def archive_get(
         self, ref: str, path: str
@@ -120,7 +116,7 @@ class Copying(Observing):
         """The whole file system as an archive."""
         record = self._store.get(ref)
         self._lifecycle.emit(record, "export")
-        return self._archive(record, "/.")
+        return self._archive(record, "/.", one_mount=True)
 
     async def archive_put(
         self,
@@ -132,7 +128,7 @@ class Copying(Observing):
         copy_ids: bool = False,
     ) -> None:
         """Unpack an archive (compressed or not) below the directory *path*."""
-        from tare.run import copy
+        from tare.engine import archives
 
         record = self._store.get(ref)
         if record.spec.read_only and record.alive:
@@ -140,23 +136,27 @@ class Copying(Observing):
         with await self._root(record) as root:
             await consumed(
                 source,
-                lambda file: copy.put(
+                lambda file: archives.unpack(
                     root.fileno(),
                     path,
                     file,
                     block=_block(record),
                     keep_types=no_overwrite_dir_non_dir,
-                    keep_owners=copy_ids,
+                    user=record.spec.process.user if copy_ids else "",
                 ),
             )
         self._lifecycle.emit(record, "extract-to-dir")
 
-    async def _archive(self, record: Record, path: str) -> AsyncGenerator[bytes, None]:
-        from tare.run import copy
+    async def _archive(
+        self, record: Record, path: str, *, one_mount: bool = False
+    ) -> AsyncGenerator[bytes, None]:
+        from tare.engine import archives
 
         with await self._root(record) as root:
             async for chunk in produced(
-                lambda file: copy.get(root.fileno(), path, file, block=_block(record))
+                lambda file: archives.write(
+                    root.fileno(), path, file, block=_block(record), one_mount=one_mount
+                )
             ):
                 yield chunk
 

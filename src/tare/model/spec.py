@@ -113,7 +113,7 @@ class HealthCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartPolicy:
-    """``no``, ``always``, ``unless-stopped`` or ``on-failure`` (with a bound on retries, 0: none)."""
+    """``no``, ``always``, ``unless-stopped`` or ``on-failure`` (0 retries: no bound)."""
 
     name: str = "no"
     maximum_retries: int = 0
@@ -138,7 +138,9 @@ class Security:
     cap_add: tuple[str, ...] = ()  # without CAP_, upper case; ALL allowed
     cap_drop: tuple[str, ...] = ()
     no_new_privileges: bool | None = None
-    seccomp: str = ""  # "" the profile's own, "unconfined", "compat", or the JSON text of an OCI profile
+    seccomp: str = (
+        ""  # "" the profile's own, "unconfined", "compat", or the JSON text of an OCI profile
+    )
     abi_ia32: bool = False
     socket_families: tuple[str, ...] = ()
     unconfined_paths: bool = False
