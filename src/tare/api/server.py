@@ -203,19 +203,31 @@ class Listener(web.Server):
                 return await route.handler(call)
             return await asyncio.shield(asyncio.ensure_future(route.handler(call)))
         except TareError as error:
-            return refused(error)
+            return _refuse(request, error)
         except ConnectionError:
             raise  # aiohttp's: the client is gone
         except (ValueError, UnicodeError) as error:
             log.exception("request %s %s", request.method, request.path)
-            return refused(InvalidError(f"the request makes no sense: {error}"))
+            return _refuse(request, InvalidError(f"the request makes no sense: {error}"))
         except OSError as error:
             log.exception("request %s %s", request.method, request.path)
             reason = error.strerror or str(error)
-            return refused(FailedError(f"the host refused: {reason}"))
+            return _refuse(request, FailedError(f"the host refused: {reason}"))
         except Exception as error:
             log.exception("request %s %s", request.method, request.path)
-            return refused(FailedError(f"internal error: {type(error).__name__}: {error}"))
+            wrong = FailedError(f"internal error: {type(error).__name__}: {error}")
+            return _refuse(request, wrong)
+
+
+def _refuse(request: web.BaseRequest, error: TareError) -> web.StreamResponse:
+    """Answer with *error*, or, when an answer has begun already, break it off.
+
+    A second answer inside the first would be read as its content.
+    """
+    if request.writer.output_size:
+        log.warning("%s %s broke off: %s", request.method, request.path, error)
+        raise ConnectionResetError(str(error))
+    return refused(error)
 
 
 def bind(path: Path, group: int | None) -> socket.socket:

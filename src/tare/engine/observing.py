@@ -100,19 +100,23 @@ class Observing:
 
     def logs(self, ref: str, query: LogQuery) -> AsyncGenerator[list[LogLine], None]:
         """Batches of the lines that *query* asks for, oldest first; errors are raised now."""
+        from tare.run.logs import LogReader
+
         record = self._store.get(ref)
         if record.spec.log.driver == "none":
             raise UnsupportedError("configured logging driver does not support reading")
         if not (query.stdout or query.stderr):
             raise InvalidError("Bad parameters: you must choose at least one stream")
-        return self._logs(record, query)
+        # Now, not when the first line is asked for: by then the container may be removed.
+        reader = LogReader(record.log_path)
+        reader.open()
+        return self._logs(record, query, reader)
 
-    async def _logs(self, record: Record, query: LogQuery) -> AsyncGenerator[list[LogLine], None]:
-        from tare.run.logs import LogReader
-
+    async def _logs(
+        self, record: Record, query: LogQuery, reader: LogReader
+    ) -> AsyncGenerator[list[LogLine], None]:
         # Follow first, then read: what is written between the two is told twice, read once.
         signal = await self._follow(record) if query.follow else None
-        reader = LogReader(record.log_path)
         try:
             source = reader.read() if signal is not None else _rest(reader)
             for batch in _batches(await _tail(_wanted(source, query), query, record)):
@@ -142,7 +146,10 @@ class Observing:
         if not record.alive:
             return None
         output, pipes = _open_pipes(stdout=True, stderr=not record.spec.process.tty)
-        await self._join(record, output, pipes)
+        try:
+            await self._join(record, output, pipes)
+        except ConflictError:
+            return None  # it has just ended; all that it said is in the log by then
         return output
 
     async def top(self, ref: str, arguments: str = "-ef") -> Top:

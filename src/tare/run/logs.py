@@ -139,6 +139,14 @@ class LogReader:
         self._offset = 0
         self._partial: dict[int, tuple[int, bytes]] = {}
 
+    def open(self) -> None:
+        """Hold the oldest file now, so that it can be read after its container is removed."""
+        if self._descriptor < 0:
+            self._open_next()
+
+    def __del__(self) -> None:
+        self.close()
+
     def read(self) -> Iterator[Line]:
         """The lines that are there now and were not given before."""
         while self._descriptor >= 0 or self._open_next():
