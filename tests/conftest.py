@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -75,15 +76,16 @@ class Watch:
 
     def stop_engines(self) -> None:
         """Stop the daemon and keeper that clients of this session started and nobody stopped."""
-        for name in ("daemon.pid", "keeper.pid"):
-            for file in self.directory.rglob(name):
-                try:
-                    words = file.read_text().split()
+        # Not rglob: it follows links, and tests lay down hostile ones.
+        for directory, _, names in os.walk(self.directory):
+            for name in {"daemon.pid", "keeper.lock"}.intersection(names):
+                with contextlib.suppress(OSError, ValueError, IndexError):
+                    pid = int(Path(directory, name).read_text().split()[0])
                     with_mark = f"{canaries.MARK}={SESSION}".encode()
-                    if with_mark in Path(f"/proc/{words[0]}/environ").read_bytes():
-                        os.kill(int(words[0]), signal.SIGTERM)
-                except (OSError, ValueError, IndexError):
-                    continue
+                    if with_mark in Path(f"/proc/{pid}/environ").read_bytes():
+                        # A keeper lets no signal end it but this one.
+                        number = signal.SIGTERM if name == "daemon.pid" else signal.SIGKILL
+                        os.kill(pid, number)
 
 
 def _sweep() -> None:

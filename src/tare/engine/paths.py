@@ -8,7 +8,7 @@
     state/spare/N/                 workload directories with empty layers, to be used again
     state/trash/N/                 removed ones, deleted in the background
     run/workloads/ID/              FIFOs and the exit file, the keeper's
-    run/{daemon.lock,daemon.pid,tare.sock,keeper.sock,keeper.pid}
+    run/{daemon.lock,daemon.pid,tare.sock,keeper.sock,keeper.lock}
 
 Not for: what lies in images' directories (image.store owns those).
 """

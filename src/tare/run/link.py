@@ -228,8 +228,11 @@ class Keeper:
         )
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         log = os.open(f"{self._run}/keeper.log", flags, 0o600)
-        keep = ("PATH", "TARE_TEST_POINTS", "LANG")
-        environment = {name: os.environ[name] for name in keep if name in os.environ}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name in ("PATH", "LANG") or name.startswith("TARE_TEST_")
+        }
         try:
             return subprocess.Popen(
                 [python, "-I", "-S", "-X", "utf8", "-c", boot, source, self._run],
