@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import os
+import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from tare.engine.observing import Observing
 from tare.engine.transfer import consumed, produced
@@ -25,6 +27,12 @@ from tare.run.sandbox import Root
 if TYPE_CHECKING:
     from tare.image.changes import Change
     from tare.model.oci import ImageConfig
+
+
+_PLACES: Final = (
+    "/proc", "/sys", "/dev", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf",
+    "/sbin/docker-init",
+)  # fmt: skip
 
 
 class Copying(Observing):
@@ -54,7 +62,8 @@ class Copying(Observing):
             try:
                 lower = rootfs.mounted_image(layers)
                 try:
-                    return changes(upper, lower, userxattr=self._core.paths.rootless)
+                    found = changes(upper, lower, userxattr=self._core.paths.rootless)
+                    return _own(found, upper)
                 finally:
                     os.close(lower)
             finally:
@@ -196,6 +205,25 @@ class Descriptor:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._number)
+
+
+def _own(found: builtins.list[Change], upper: int) -> builtins.list[Change]:
+    """Without the empty places that mounts were put on: nobody inside made them."""
+    from tare.image.changes import ChangeKind
+
+    places = set()
+    for path in _PLACES:
+        with contextlib.suppress(OSError):
+            status = os.stat(path.lstrip("/"), dir_fd=upper, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode) or status.st_size == 0:
+                places.add(path)
+    kept = [c for c in found if not (c.kind is ChangeKind.ADDED and c.path in places)]
+    parents = {c.path.rpartition("/")[0] for c in kept}
+    return [
+        change
+        for change in kept
+        if change.path != "/etc" or change.kind is not ChangeKind.CHANGED or "/etc" in parents
+    ]
 
 
 def _block(record: Record) -> tuple[int, int] | None:

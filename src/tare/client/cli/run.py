@@ -194,9 +194,10 @@ def _run_at_once(daemon: Daemon, flags: Flags, body: dict[str, Json]) -> int:
             hint="The container goes on: see `tare ps`, `tare attach` and `tare logs`.",
             exit_code=125,
         )
-    if failure := document.text(frames.report, "Error"):
-        raise _refused(TareError(failure), body, started=True)
-    if document.flag(frames.report, "OOMKilled"):
+    # It ran: whatever there is to say of its end, its exit code is its own.
+    if words := document.text(frames.report, "Error"):
+        warn(f"tare: {words}")
+    elif document.flag(frames.report, "OOMKilled"):
         warn(f"tare: {_oom_line(body)}")
     return document.number(frames.report, "StatusCode")
 
