@@ -13,7 +13,7 @@ import pytest
 from tare.api.routes.archives import go_mode
 
 if TYPE_CHECKING:
-    from conftest import Api
+    from api.conftest import Api
 
 
 @pytest.mark.parametrize(

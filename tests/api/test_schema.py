@@ -15,7 +15,7 @@ from tare.api.routes.absent import ABSENT, SWARM
 from tare.api.routing import Routes
 
 if TYPE_CHECKING:
-    from conftest import Api
+    from api.conftest import Api
 
 _ROOT = Path(__file__).parents[2]
 _DESCRIPTION = json.loads(

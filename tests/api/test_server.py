@@ -13,7 +13,7 @@ import pytest
 from tare.api import server
 
 if TYPE_CHECKING:
-    from conftest import Api
+    from api.conftest import Api
 
 
 @pytest.mark.parametrize("path", ["/_ping", "/v1.24/_ping", "/v1.50/_ping"])

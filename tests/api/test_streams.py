@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Api
+    from api.conftest import Api
 
 _UPGRADE = "Connection: Upgrade\r\nUpgrade: tcp\r\n"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tare.run.protocol import MAXIMUM, Receiver, Sender
+from tare.run.protocol import MAXIMUM, Message, Receiver, Sender
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_messages_and_their_descriptors_arrive_in_order(
     os.close(first)
     os.close(second)
 
-    messages = []
+    messages: list[tuple[Message, list[int]]] = []
     while len(messages) < 3:
         messages += receiver.receive()
 
@@ -52,7 +52,7 @@ def test_a_large_message_waits_until_the_peer_reads(
     sender.send({"text": text}, [])
     assert sender.waiting
 
-    messages = []
+    messages: list[tuple[Message, list[int]]] = []
     while not messages:
         messages = receiver.receive()
         sender.flush()
