@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import termios
 from collections.abc import Callable
@@ -13,7 +14,8 @@ import pytest
 
 from run.conftest import Bench, Body
 from tare.errors import ConflictError, InvalidError, TareError
-from tare.model.spec import ContainerSpec, Namespaces, ProcessSpec, Resources
+from tare.model.spec import ContainerSpec, Namespaces, ProcessSpec, Resources, Security
+from tare.run import walls
 
 Run = Callable[[Body], None]
 SPEC = ContainerSpec(image="b", image_id="b", process=ProcessSpec(args=("true",)))
@@ -303,3 +305,62 @@ def test_no_descriptor_is_left_in_the_keeper(bench: Run) -> None:
 
 def _descriptors(b: Bench) -> int:
     return len(os.listdir(f"/proc/{b.keeper_pid()}/fd"))
+
+
+def _children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(word) for word in file.read().split()]
+
+
+async def _standing_by(b: Bench) -> list[int]:
+    """The keeper's prepared children, once there are some."""
+    await b.keeper.ping()
+    deadline = asyncio.get_running_loop().time() + 10
+    while len(found := _children(b.keeper_pid())) < 2:
+        if asyncio.get_running_loop().time() > deadline:
+            pytest.skip("cgroup: this host's keeper prepares no children")
+        await asyncio.sleep(0.02)
+    return found
+
+
+def test_a_child_that_stood_by_has_the_same_walls_as_one_just_cloned(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        keys = "^(Cap...|NoNewPrivs|Seccomp|Uid|Gid|Groups):"
+        script = (
+            f"grep -E '{keys}' /proc/self/status; cat /proc/self/uid_map /proc/self/cgroup;"
+            " head -c 1 /proc/kcore /proc/keys 2>&1; ls /sys/firmware /proc/acpi 2>&1;"
+            " echo 1 > /proc/sys/kernel/sysrq; echo 1 > /proc/sysrq-trigger; mkdir /sys/x;"
+            " cd /proc/sys/net/ipv4; cat ip_unprivileged_port_start ping_group_range;"
+            " ls /proc/self/fd; ulimit -n; ulimit -c; hostname;"
+            " mount | sed 's/^.* on //; s/,.*//' | sort"
+        )
+        named = replace(SPEC, hostname="same")
+        waiting = await _standing_by(b)
+        started = await b.start("sh", "-c", f"sleep 0.3; ({script}) 2>&1", spec=named)
+        assert b.keeper.running[started].pid in waiting
+        await b.ended(started)
+        prepared = b.output(started)
+
+        # One whose walls differ from the usual only in word is cloned when it is asked for.
+        usual = replace(named, security=Security(masked_paths=walls.MASKED_PATHS))
+        cloned = await b.start("sh", "-c", f"sleep 0.3; ({script}) 2>&1", spec=usual)
+        assert b.keeper.running[cloned].pid not in waiting
+        await b.ended(cloned)
+
+        assert prepared == b.output(cloned)
+
+    bench(body)
+
+
+def test_children_that_stand_by_die_with_the_keeper(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        waiting = await _standing_by(b)
+        pidfds = [os.pidfd_open(pid) for pid in waiting]
+        os.kill(b.keeper_pid(), signal.SIGKILL)
+
+        for pidfd in pidfds:
+            assert select.select([pidfd], [], [], 10)[0]
+            os.close(pidfd)
+        await asyncio.wait_for(b.lost.wait(), 10)
+
+    bench(body)

@@ -109,17 +109,12 @@ def stand_by(inherited: Inherited) -> NoReturn:
         builder = _Builder(inherited)
         builder.begin()
         builder.prepare_ordinary()
-        parts: list[bytes] = []
-        while True:
-            message, descriptors = receive(control)
-            if message == STREAMS:
-                break
-            parts.append(message)
-        sandbox: Sandbox = json.loads(b"".join(parts))
-        if sandbox["process"]["stdin"] and not sandbox["process"]["tty"]:
-            inherited.stdin = descriptors.pop(0)
-        inherited.stdout, inherited.stderr, *inherited.tasks = descriptors
-        join_cgroups(inherited)
+        message, _ = receive(control)
+        length = int(message)
+        parts = bytearray()
+        while len(parts) < length:
+            parts += receive(control)[0]
+        sandbox: Sandbox = json.loads(parts)
         builder.take(sandbox)
         builder.receive()
         builder.apply_all()
@@ -265,8 +260,8 @@ class _Builder:
 
     def apply_all(self) -> None:
         """Enter the root and apply the operations in order."""
-        if self.sandbox["cgroup_namespace"]:
-            process.unshare(process.CLONE_NEWCGROUP)
+        if not self._ready:
+            self._enter_cgroup_namespace()
         # On top of the old root: no directory of the host is needed, or stays open (A02).
         mount.attach(self.root, "/")
         self.stop_at("rootfs-mounted")
@@ -276,6 +271,8 @@ class _Builder:
             op = operation["op"]
             if op in ("hostname", "loopback"):
                 continue
+            if op in ("cgroup_v1", "console"):
+                self._receive_streams()
             if self._walls_stand and op == "mask":
                 continue
             if self._walls_stand and op == "readonly":
@@ -291,6 +288,29 @@ class _Builder:
                     f"cannot set up {what}: {error.strerror}"
                     + (f" ({os.fsdecode(error.filename)})" if error.filename else "")
                 ) from error
+        self._receive_streams()
+
+    def _enter_cgroup_namespace(self) -> None:
+        if self.sandbox["cgroup_namespace"]:
+            process.unshare(process.CLONE_NEWCGROUP)
+
+    def _receive_streams(self) -> None:
+        """Once, for a child that stood by: its streams and its cgroups, which came after its root.
+
+        The cgroups before anything of them is seen, and before the program runs.
+        """
+        inherited = self.inherited
+        if not self._ready or inherited.stdout >= 0:
+            return
+        message, descriptors = receive(inherited.control)
+        if message != STREAMS:
+            raise FailedError("the keeper sent something else than the streams")
+        program = self.sandbox["process"]
+        if program["stdin"] and not program["tty"]:
+            inherited.stdin = descriptors.pop(0)
+        inherited.stdout, inherited.stderr, *inherited.tasks = descriptors
+        join_cgroups(inherited)
+        self._enter_cgroup_namespace()
 
     def _apply(self, index: int, operation: Operation) -> None:
         match operation["op"]:

@@ -241,6 +241,8 @@ class Keeper:
                 os.close(descriptor)
             raise
 
+        start_time = _start_time(work.pid)
+
         def progress(_: int) -> None:
             try:
                 if not work.answer():
@@ -254,23 +256,24 @@ class Keeper:
                 return
             self.watch(work.control.fileno(), 0, progress)
             work.control.close()
-            self._started(work, tees, sequence)
+            self._started(work, start_time, tees, sequence)
 
         self.watch(work.control.fileno(), select.EPOLLIN, progress)
+        # While the child works; before it can be known to run, so a new keeper always finds it.
+        self._write_record(sandbox, work.pid, start_time)
 
-    def _started(self, work: Launch, tees: dict[str, int], sequence: int) -> None:
+    def _started(self, work: Launch, start_time: int, tees: dict[str, int], sequence: int) -> None:
         sandbox = work.sandbox
         kept = Kept(
             sandbox=sandbox,
             pid=work.pid,
-            start_time=_start_time(work.pid),
+            start_time=start_time,
             pidfd=work.pidfd,
             group=work.group,
             stdin=work.terminal if work.terminal >= 0 else work.stdin,
             held=work.kept,
         )
         self._keep(kept, [(STDOUT, work.stdout), (STDERR, work.stderr)], work.terminal)
-        self._write_record(kept)
         for name, descriptor in tees.items():
             self._tee(kept, name, descriptor)
         result = {
@@ -298,10 +301,11 @@ class Keeper:
                     kept.streams.append(Stream(number, source, kept.log, self.watch))
         self._kept[kept.sandbox["id"]] = kept
 
-    def _write_record(self, kept: Kept) -> None:
+    @staticmethod
+    def _write_record(sandbox: Sandbox, pid: int, start_time: int) -> None:
         """What a keeper that comes after this one needs; gone with the boot, so not synced."""
-        record = {"sandbox": kept.sandbox, "pid": kept.pid, "start_time": kept.start_time}
-        path = f"{kept.sandbox['run_dir']}/keeper.json"
+        record = {"sandbox": sandbox, "pid": pid, "start_time": start_time}
+        path = f"{sandbox['run_dir']}/keeper.json"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)
         os.write(descriptor, json.dumps(record).encode())

@@ -73,6 +73,7 @@ class Launch:
     kept: list[int] = field(default_factory=list)  # closed late, to keep teardown off the exit
     warnings: list[str] = field(default_factory=list)
     ready: bool = False
+    owner: int = 0  # of the user namespace; 0 when it has none of its own
 
     def answer(self) -> bool:
         """Take what the child says; True when its program runs; a TareError when it failed."""
@@ -213,72 +214,91 @@ def launch(sandbox: Sandbox, context: Context) -> Launch:
 def _launch(
     work: Launch, theirs: socket.socket | None, spare: Spare | None, context: Context
 ) -> None:
-    sandbox = work.sandbox
-    inherited = _streams(work, theirs or work.control, context)
-    group = work.group
-    id_map = sandbox["id_map"]
-    owner = id_map[0] if id_map else 0
-    flags = sandbox["flags"]
-    # Who owns a new user namespace has all privilege over it, CAP_SYS_RESOURCE too.
-    namespace_owner = owner if flags & process.CLONE_NEWUSER else 0
-    own_devices = (
-        devices.make_empty(sandbox["devices"])
-        if context.rootless
-        else devices.make(
-            sandbox["devices"],
-            owner,
-            everything=sandbox["all_devices"],
-            rules=sandbox["cgroup"]["devices"],
-        )
-    )
-    to_close = [own_devices.tree, inherited.stdout, inherited.stderr]
-    if inherited.stdin is not None:
-        to_close.append(inherited.stdin)
-    try:
-        _make_group(work, own_devices.rules)
-        born_in = None if spare is not None else group.open_directory()
-        if born_in is not None:
-            to_close.append(born_in)
-        inherited.tasks = group.open_tasks()
-        to_close += inherited.tasks
+    """The steps, in the order that keeps both sides busy.
+
+    A spare is there already: it gets its root first and enters it while the streams and the
+    cgroup are made. A child that must be cloned is born with its streams and in its group.
+    """
+    with contextlib.ExitStack() as closing:
+        made = _devices(work, context, closing)
         if spare is not None:
-            namespace_owner = spare.owner
+            work.owner = spare.owner
+            _limit(work)
+            _hand_over_root(work, made.tree, context, closing)
+            inherited = _streams(work, work.control, context, closing)
+            _make_group(work, made.rules, inherited, closing)
             streams = [inherited.stdout, inherited.stderr, *inherited.tasks]
             if inherited.stdin is not None:
                 streams.insert(0, inherited.stdin)
             _pass(work.control, init.STREAMS, streams)
-        elif sandbox["join"]:
-            _spawn_joined(work, inherited, born_in)
         else:
-            # A child's credentials begin anew with its user namespace; and it never returns.
-            with process.owning(namespace_owner):
-                work.pid, work.pidfd = process.spawn(flags, cgroup=born_in)
-                if work.pid == 0:
-                    init.enter(sandbox, inherited)
-        if id_map is not None and flags & process.CLONE_NEWUSER:
-            rootfs.write_id_maps(work.pid, id_map)
-        with process.owning(namespace_owner):
-            _limit(work, context)
-        user_namespace = -1
-        if id_map is not None and id_map[0] != 0:
-            path = f"/proc/{work.pid}/ns/user"
-            user_namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            to_close.append(user_namespace)
-        root = _root(work, context, user_namespace, owner)
-        work.kept.append(root)
-        trees = [root, own_devices.tree]
-        for wanted in sandbox["binds"]:
-            tree = clone_bind(wanted, user_namespace)
-            trees.append(tree)
-            to_close.append(tree)
-        if flags & process.CLONE_NEWNET:
+            inherited = _streams(work, theirs or work.control, context, closing)
+            _make_group(work, made.rules, inherited, closing)
+            _clone(work, inherited, closing)
+            _limit(work)
+            _hand_over_root(work, made.tree, context, closing)
+        if work.sandbox["flags"] & process.CLONE_NEWNET:
             # Tearing down a network namespace takes long: keep it until the exit is reported.
             path = f"/proc/{work.pid}/ns/net"
             work.kept.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        _send(work.control, trees)
-    finally:
-        for descriptor in to_close:
-            os.close(descriptor)
+
+
+def _devices(work: Launch, context: Context, closing: contextlib.ExitStack) -> devices.Devices:
+    sandbox = work.sandbox
+    if context.rootless:
+        made = devices.make_empty(sandbox["devices"])
+    else:
+        made = devices.make(
+            sandbox["devices"],
+            sandbox["id_map"][0] if sandbox["id_map"] else 0,
+            everything=sandbox["all_devices"],
+            rules=sandbox["cgroup"]["devices"],
+        )
+    closing.callback(os.close, made.tree)
+    return made
+
+
+def _clone(work: Launch, inherited: init.Inherited, closing: contextlib.ExitStack) -> None:
+    """The child, born in its version 2 group where there is one."""
+    sandbox = work.sandbox
+    flags = sandbox["flags"]
+    born_in = work.group.open_directory()
+    if born_in is not None:
+        closing.callback(os.close, born_in)
+    if sandbox["join"]:
+        _spawn_joined(work, inherited, born_in)
+        return
+    if sandbox["id_map"] is not None and flags & process.CLONE_NEWUSER:
+        # Who owns a new user namespace has all privilege over it, CAP_SYS_RESOURCE too.
+        work.owner = sandbox["id_map"][0]
+    # A child's credentials begin anew with its user namespace; and it never returns.
+    with process.owning(work.owner):
+        work.pid, work.pidfd = process.spawn(flags, cgroup=born_in)
+        if work.pid == 0:
+            init.enter(sandbox, inherited)
+
+
+def _hand_over_root(
+    work: Launch, device_tree: int, context: Context, closing: contextlib.ExitStack
+) -> None:
+    """Map the ids, make the overlay and the binds, and send them."""
+    sandbox = work.sandbox
+    id_map = sandbox["id_map"]
+    if id_map is not None and sandbox["flags"] & process.CLONE_NEWUSER:
+        rootfs.write_id_maps(work.pid, id_map)
+    user_namespace = -1
+    if id_map is not None and id_map[0] != 0:
+        path = f"/proc/{work.pid}/ns/user"
+        user_namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        closing.callback(os.close, user_namespace)
+    root = _root(work, context, user_namespace, id_map[0] if id_map else 0)
+    work.kept.append(root)
+    trees = [root, device_tree]
+    for wanted in sandbox["binds"]:
+        tree = clone_bind(wanted, user_namespace)
+        trees.append(tree)
+        closing.callback(os.close, tree)
+    _send(work.control, trees)
 
 
 _KINDS = {
@@ -388,7 +408,9 @@ def _pass(control: socket.socket, word: bytes, descriptors: list[int]) -> None:
     control.sendmsg([word], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
 
-def _streams(work: Launch, theirs: socket.socket, context: Context) -> init.Inherited:
+def _streams(
+    work: Launch, theirs: socket.socket, context: Context, closing: contextlib.ExitStack
+) -> init.Inherited:
     """The run directory and the ends of the program's standard streams."""
     sandbox = work.sandbox
     run = sandbox["run_dir"]
@@ -410,6 +432,9 @@ def _streams(work: Launch, theirs: socket.socket, context: Context) -> init.Inhe
         if program["stdin"]:
             stdin, work.stdin = os.pipe2(os.O_CLOEXEC)
             os.fchown(stdin, owner, owner)
+            closing.callback(os.close, stdin)
+    closing.callback(os.close, stdout)
+    closing.callback(os.close, stderr)
     return init.Inherited(
         control=theirs,
         stdin=stdin,
@@ -432,12 +457,20 @@ def _fifo(path: str, owner: int) -> tuple[int, int]:
     return reading, writing
 
 
-def _make_group(work: Launch, rules: tuple[cgroup.DeviceRule, ...]) -> None:
+def _make_group(
+    work: Launch,
+    rules: tuple[cgroup.DeviceRule, ...],
+    inherited: init.Inherited,
+    closing: contextlib.ExitStack,
+) -> None:
     wanted = work.sandbox["cgroup"]
     limits = limits_of(wanted["limits"], wanted["throttles"], rules)
     group = work.group
     group.create()
     work.warnings += group.apply(limits)
+    inherited.tasks = group.open_tasks()
+    for descriptor in inherited.tasks:
+        closing.callback(os.close, descriptor)
 
 
 def limits_of(
@@ -463,10 +496,14 @@ def _block_device(path: str) -> tuple[int, int]:
     return os.major(status.st_rdev), os.minor(status.st_rdev)
 
 
-def _limit(work: Launch, context: Context) -> None:
-    """rlimits and the OOM score, from outside: raising needs the host's privilege."""
+def _limit(work: Launch) -> None:
+    """rlimits and the OOM score, from outside: raising needs the host's privilege.
+
+    Before the root goes over: the child has our ids until then, so we may.
+    """
     program = work.sandbox["process"]
-    apply_limits(work.pid, program["rlimits"], program["oom_score_adj"], work.warnings)
+    with process.owning(work.owner):
+        apply_limits(work.pid, program["rlimits"], program["oom_score_adj"], work.warnings)
 
 
 def apply_limits(

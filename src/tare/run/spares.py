@@ -23,7 +23,7 @@ from typing import Final
 from tare.kernel import process
 from tare.run import init, walls
 from tare.run.sandbox import Sandbox
-from tare.run.stub import Stub
+from tare.run.stub import REPORT, Stub
 
 _PIECE: Final = 60_000
 _MAXIMUM: Final = 120_000
@@ -69,7 +69,8 @@ def job(sandbox: Sandbox) -> bytes | None:
 
 
 def tell(control: socket.socket, content: bytes) -> None:
-    """Send a job; the descriptors follow with `init.STREAMS`."""
+    """Send a job: its length, then the JSON; the root follows, then `init.STREAMS`."""
+    control.send(str(len(content)).encode())
     for start in range(0, len(content), _PIECE):
         control.send(content[start : start + _PIECE])
 
@@ -127,6 +128,9 @@ class Spares:
             os.closerange(low, descriptor)
             low = descriptor + 1
         os.closerange(low, 1 << 16)
+        # The stub reports on a fixed descriptor: nothing that is still needed then may get it.
+        while os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) <= REPORT:
+            pass
         init.stand_by(
             init.Inherited(
                 control=control,
