@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import signal
+import stat
 import termios
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,15 @@ import pytest
 
 from run.conftest import Bench, Body
 from tare.errors import ConflictError, InvalidError, TareError
-from tare.model.spec import ContainerSpec, Namespaces, ProcessSpec, Resources, Security
+from tare.model.spec import (
+    ContainerSpec,
+    Mount,
+    MountKind,
+    Namespaces,
+    ProcessSpec,
+    Resources,
+    Security,
+)
 from tare.run import walls
 
 Run = Callable[[Body], None]
@@ -362,5 +371,35 @@ def test_children_that_stand_by_die_with_the_keeper(bench: Run) -> None:
             assert select.select([pidfd], [], [], 10)[0]
             os.close(pidfd)
         await asyncio.wait_for(b.lost.wait(), 10)
+
+    bench(body)
+
+
+def test_a_container_can_read_its_own_limits(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        if b.host.cgroup_version != 1:
+            pytest.skip("cgroup: version 1 spells its files so")
+        limited = replace(SPEC, resources=Resources(memory=64 << 20, memory_swap=64 << 20))
+
+        _, text = await b.run(
+            "cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes", "/proc/self/cgroup", spec=limited
+        )
+
+        assert text.startswith(f"{64 << 20}\n")
+        assert ":memory:/\n" in text
+
+    bench(body)
+
+
+def test_a_missing_bind_source_is_made_as_docker_makes_it(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        source = b.directory / "made"
+        mount = Mount(kind=MountKind.BIND, source=str(source), target="/data", create_source=True)
+
+        await b.run("sh", "-c", "echo x > /data/file", spec=replace(SPEC, mounts=(mount,)))
+
+        status = source.stat()
+        assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o755, 0)
+        assert (source / "file").stat().st_uid == 0
 
     bench(body)

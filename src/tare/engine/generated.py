@@ -32,12 +32,18 @@ def hostname(spec: ContainerSpec, identity: str) -> str:
     return identity[:12]
 
 
-def hosts(spec: ContainerSpec, *, base: str | None = None) -> str:
-    """The text of /etc/hosts; *base* is the host's, for ``--network host``."""
+def hosts(spec: ContainerSpec, *, base: str | None = None, name: str = "") -> str:
+    """The text of /etc/hosts; *base* is the host's, for ``--network host``.
+
+    With a network of its own a container finds its own *name* there: programs look it up.
+    """
     lines = [base if base is not None else _HOSTS]
+    if base is None and name:
+        full = f"{name}.{spec.domainname}\t{name}" if spec.domainname else name
+        lines.append(f"127.0.0.1\t{full}\n")
     for entry in spec.extra_hosts:
-        name, address = split_host(entry)
-        lines.append(f"{address}\t{name}\n")
+        other, address = split_host(entry)
+        lines.append(f"{address}\t{other}\n")
     return "".join(lines)
 
 
@@ -81,7 +87,7 @@ def write(directory: str, spec: ContainerSpec, identity: str) -> None:
     """Write the three files below *directory*; an older container's are overwritten."""
     name = hostname(spec, identity)
     base = _read("/etc/hosts") if spec.namespaces.network == "host" else None
-    _put(f"{directory}/hosts", hosts(spec, base=base))
+    _put(f"{directory}/hosts", hosts(spec, base=base, name=name))
     _put(f"{directory}/hostname", name + "\n")
     _put(f"{directory}/resolv.conf", resolv_conf(spec, _read("/etc/resolv.conf")))
 

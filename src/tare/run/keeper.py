@@ -580,6 +580,7 @@ def main(arguments: list[str]) -> int:
     os.umask(0o077)
     listener.bind(path)
     listener.listen(8)
+    os.umask(0o022)  # what else is private says so itself; a container must read its own cgroup
     points = os.environ.get("TARE_TEST_POINTS")
     rootless = process.in_user_namespace()
     stub = Stub.make()
