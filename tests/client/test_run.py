@@ -96,11 +96,11 @@ def test_an_oom_kill_is_said_with_the_limit(tare: Tare, engine: FakeEngine) -> N
     assert "more memory than its limit (--memory 64MiB)" in said.err
 
 
-def test_warnings_and_the_cidfile_come_with_the_first_frame(
+def test_warnings_and_the_id_come_with_the_head(
     tare: Tare, engine: FakeEngine, tmp_path: Path
 ) -> None:
-    first = frame(3, b'{"Id":"abc","Warnings":["no swap"]}')
-    engine.answers["POST /tare/run"] = Answer(stream=first + _report())
+    headers = {"Tare-Id": "abc", "Tare-Warnings": '["no swap"]'}
+    engine.answers["POST /tare/run"] = Answer(stream=_report(), headers=headers)
 
     said = tare("run", "--cidfile", str(tmp_path / "cid"), "debian")
 
@@ -166,8 +166,7 @@ def test_signals_are_sent_to_the_container(engine: FakeEngine) -> None:
         def last(self, _: bytes) -> None: ...
 
     engine.answers[f"POST /containers/{ID}/kill"] = kill
-    first = frame(3, b'{"Id":"%s"}' % ID.encode()) + frame(1, b"ready\n")
-    engine.answers["POST /tare/run"] = Held(stream=first)
+    engine.answers["POST /tare/run"] = Held(stream=frame(1, b"ready\n"), headers={"Tare-Id": ID})
     process = _spawn(engine, "run", "debian")
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"

@@ -73,14 +73,17 @@ def test_a_timeout_kills_the_container_and_keeps_what_was_said(
         @last.setter
         def last(self, _: bytes) -> None: ...
 
-    engine.answers["POST /containers/slow/kill"] = kill
-    engine.answers["POST /tare/run"] = Endless(stream=frame(1, b"first"))
+    engine.answers[f"POST /containers/{ID}/kill"] = kill
+    engine.answers["POST /tare/run"] = Endless(
+        stream=frame(1, b"first"), headers={"Tare-Id": ID, "Tare-Warnings": '["w"]'}
+    )
     began = time.monotonic()
 
     result = client.run("debian", ["sleep", "99"], timeout=0.2, name="slow")
 
     assert time.monotonic() - began < 5
     assert result.timed_out
+    assert result.warnings == ("w",)
     assert (result.stdout, result.exit_code) == (b"first", 137)
 
 

@@ -15,7 +15,6 @@ Errors are those of `tare.errors`. A client may be used by one thread at a time.
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack
@@ -344,9 +343,8 @@ class Client:
         """
         if timeout is not None and timeout <= 0:
             raise InvalidError(f"a timeout of {timeout} seconds leaves no time to run")
-        name = options.setdefault("name", f"run-{secrets.token_hex(6)}")
         body = runspec.create_body(flags_of(options), [image, *command], detached=False)
-        body["Name"] = name
+        body["Name"] = options.get("name", "")
         host = body.setdefault("HostConfig", {})
         assert isinstance(host, dict)
         host["AutoRemove"] = True
@@ -362,15 +360,15 @@ class Client:
             _converse(response.connection, collected, stdin, end)
         except TimeoutError:
             timed_out = True
-            self._kill(name)
+            self._kill(response.headers.get("tare-id", ""))
             _converse(response.connection, collected, b"", time.monotonic() + _GRACE_SECONDS)
         finally:
             response.connection.close()
-        return _result(collected, timed_out=timed_out)
+        return _result(collected, timed_out=timed_out, warnings=streams.warnings(response))
 
-    def _kill(self, name: str) -> None:
+    def _kill(self, identity: str) -> None:
         try:
-            self._daemon.call("POST", f"/containers/{segment(name)}/kill")
+            self._daemon.call("POST", f"/containers/{identity}/kill")
         except TareError:
             pass  # it ended in the same moment
 
@@ -405,14 +403,12 @@ def _converse(
             os.close(source)
 
 
-def _result(collected: _Collected, *, timed_out: bool) -> Result:
+def _result(collected: _Collected, *, timed_out: bool, warnings: list[str]) -> Result:
     report = collected.frames.report
     if "StatusCode" not in report:
         raise FailedError(
             "the daemon ended while the container ran", hint="`tare ps` shows what goes on."
         )
-    if failure := text(report, "Error"):
-        raise FailedError(failure, exit_code=125)
     out, err = collected.out()
     counted = {
         key: number(report, "Usage", name) if name in mapping(report, "Usage") else None
@@ -430,6 +426,8 @@ def _result(collected: _Collected, *, timed_out: bool) -> Result:
         stderr=err,
         oom_killed=flag(report, "OOMKilled"),
         timed_out=timed_out,
+        warnings=tuple(warnings),
+        error=text(report, "Error"),
         usage=Usage(**counted),
     )
 

@@ -101,7 +101,8 @@ class Result:
     """How a program ended and what it said.
 
     ``exit_code`` is 128+N after signal N. ``timed_out`` means that it was killed because its time
-    was over, ``oom_killed`` that it needed more memory than its limit.
+    was over, ``oom_killed`` that it needed more memory than its limit; ``error`` is what the
+    engine says of such an end, ``warnings`` what it said of the options.
     """
 
     exit_code: int
@@ -109,6 +110,8 @@ class Result:
     stderr: bytes
     oom_killed: bool = False
     timed_out: bool = False
+    error: str = ""
+    warnings: tuple[str, ...] = ()
     usage: Usage = Usage()
 
     @property

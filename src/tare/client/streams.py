@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
     from tare.client.document import Json
     from tare.client.terminal import Escape
-    from tare.client.transport import Connection
+    from tare.client.transport import Connection, Response
 
     Sink = Callable[[bytes], None]
-    Told = Callable[[dict[str, Json]], None]
 
 _PIECE = 64 << 10
 _REPORT_LIMIT = 1 << 20
@@ -31,15 +30,14 @@ _REPORT = 3  # our own stream: JSON about the run, see docs/api-extensions.md
 class Frames:
     """Takes Docker's multiplexed stream apart: 8 bytes of head, then a piece of one stream."""
 
-    __slots__ = ("_head", "_left", "_report", "_stream", "_told", "report", "sinks")
+    __slots__ = ("_head", "_left", "_report", "_stream", "report", "sinks")
 
-    def __init__(self, sinks: Mapping[int, Sink], told: Told | None = None) -> None:
+    def __init__(self, sinks: Mapping[int, Sink]) -> None:
         """*sinks* take the pieces of streams 1 and 2 as they come; others are dropped.
 
-        *told* is called with each frame of the engine's own; ``report`` is all of them together.
+        ``report`` is what the engine's own frames say.
         """
         self.sinks = sinks
-        self._told = told
         self.report: dict[str, Json] = {}
         self._head = b""
         self._left = 0
@@ -75,11 +73,14 @@ class Frames:
         if len(self._report) > _REPORT_LIMIT:
             self._report = b""
         if not self._left:
-            news = document.mapping(document.decode(self._report))
+            self.report.update(document.mapping(document.decode(self._report)))
             self._report = b""
-            self.report.update(news)
-            if self._told is not None:
-                self._told(news)
+
+
+def warnings(response: Response) -> list[str]:
+    """What the daemon warned of when it made the container of a run."""
+    raw = response.headers.get("tare-warnings", "")
+    return document.strings(document.decode(raw.encode())) if raw else []
 
 
 def to_descriptor(descriptor: int) -> Sink:

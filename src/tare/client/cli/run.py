@@ -17,8 +17,6 @@ from tare.errors import InvalidError, MissingError, TareError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tare.client.document import Json
 
 
@@ -174,18 +172,13 @@ def _run_at_once(daemon: Daemon, flags: Flags, body: dict[str, Json]) -> int:
         response = daemon.open("POST", "/tare/run", body, upgrade=True)
     except TareError as error:
         raise _refused(error, body, started=True) from None
-    proxied = flags.flag("sig-proxy", True)
-    known: list[str] = []
-
-    def told(news: dict[str, Json]) -> None:
-        _warnings(news)
-        if "Id" in news and not known:
-            known.append(document.text(news, "Id"))
-            _write_cidfile(flags, known[0])
-
-    if proxied:
-        _proxy(daemon, lambda: known[0] if known else flags.text("name"))
-    frames = streams.Frames({1: streams.to_descriptor(1), 2: streams.to_descriptor(2)}, told)
+    for warning in streams.warnings(response):
+        warn(f"WARNING: {warning}")
+    identity = response.headers.get("tare-id", "")
+    _write_cidfile(flags, identity)
+    if flags.flag("sig-proxy", True):
+        _proxy(daemon, identity)
+    frames = streams.Frames({1: streams.to_descriptor(1), 2: streams.to_descriptor(2)})
     stdin = 0 if body.get("AttachStdin") else None
     streams.pump(response.connection, frames.feed, stdin=stdin)
     if "StatusCode" not in frames.report:
@@ -210,17 +203,9 @@ def _oom_line(body: dict[str, Json]) -> str:
     return f"the container was killed because it needed more memory than its limit{named}"
 
 
-def _proxy(daemon: Daemon, identity: Callable[[], str]) -> None:
-    """Forward signals to the container; before its id is known they end this client."""
-
+def _proxy(daemon: Daemon, identity: str) -> None:
     def send(name: str) -> None:
-        if not identity():
-            raise TareError(
-                f"ended by SIG{name}",
-                hint="The container may go on: see `tare ps`.",
-                exit_code=128 + terminal.SIGNALS[name],
-            )
-        where = target(f"/containers/{segment(identity())}/kill", {"signal": f"SIG{name}"})
+        where = target(f"/containers/{segment(identity)}/kill", {"signal": f"SIG{name}"})
         try:
             connection = daemon.connect()
             connection.send("POST", where).read()
@@ -353,7 +338,7 @@ def _follow(
 ) -> int:
     identity, tty, stdin, keys = what
     if proxied:
-        _proxy(daemon, lambda: identity)
+        _proxy(daemon, identity)
     if tty:
         ended = converse(daemon, attached, f"/containers/{identity}", stdin=stdin, keys=keys)
     else:
