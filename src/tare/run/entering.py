@@ -3,7 +3,7 @@
 The keeper joins the container's pid namespace for its children only, clones, and goes back; so
 one clone is enough, and the program is the keeper's own child. The child waits until it is in
 the cgroup, is not dumpable before it can be seen inside, joins the other namespaces by pidfd,
-and ends in the same steps as a first process (`init.finish`), under the same walls.
+and ends in the same steps as a first process (`handover.finish`), under the same walls.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from tare.errors import ConflictError, FailedError
 from tare.kernel import files, process
-from tare.run import init
+from tare.run import handover
 from tare.run.launching import Context, Launch, apply_limits, spawn_staged
 from tare.run.sandbox import ExecPlan, Sandbox
 
@@ -47,7 +47,7 @@ def enter(
     if not stdio:
         stand_in = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         streams = [stand_in, stand_in, stand_in]
-    inherited = init.Inherited(
+    inherited = handover.Inherited(
         control=theirs,
         stdin=streams[0] if program["stdin"] and stdio else None,
         stdout=streams[1],
@@ -124,14 +124,14 @@ def _namespaces(sandbox: Sandbox) -> int:
 def _inside(
     tty: bool,
     plan: ExecPlan,
-    inherited: init.Inherited,
+    inherited: handover.Inherited,
     container: int,
     kinds: int,
 ) -> NoReturn:
     control = inherited.control
     try:
         process.set_dumpable(dumpable=False)
-        init.join_cgroups(inherited)
+        handover.join_cgroups(inherited)
         os.setsid()
         if control.recv(16) != b"go":
             os._exit(125)
@@ -145,8 +145,8 @@ def _inside(
         terminal = None
         if tty:
             pts = files.open_beneath(root, "dev/pts", os.O_PATH | os.O_DIRECTORY)
-            terminal = init.open_terminal(pts, control)
-        init.finish(plan["process"], inherited, root, terminal=terminal)
+            terminal = handover.open_terminal(pts, control)
+        handover.finish(plan["process"], inherited, root, terminal=terminal)
     except BaseException as error:  # the child must report and end, whatever it is
-        init.fail(control, error)
-    os._exit(init.CANNOT_EXECUTE)
+        handover.fail(control, error)
+    os._exit(handover.CANNOT_EXECUTE)

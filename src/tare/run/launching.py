@@ -30,7 +30,7 @@ from tare.errors import (
     UnsupportedError,
 )
 from tare.kernel import cgroup, files, mount, process
-from tare.run import devices, init, rootfs, spares
+from tare.run import devices, handover, init, rootfs, spares
 from tare.run.sandbox import Bind, Sandbox
 from tare.run.spares import Spare, Spares
 from tare.run.stub import Stub
@@ -93,7 +93,7 @@ class Launch:
                 os.close(descriptor)
             if received:
                 raise self._died()
-            if data == init.READY:
+            if data == handover.READY:
                 self.ready = True
             elif not data:
                 if self.ready:
@@ -134,12 +134,12 @@ class Launch:
 
 
 def failure(report: bytes, program: str) -> TareError:
-    """The error for what a child reported: the stub's errno, or `init.fail`'s JSON."""
+    """The error for what a child reported: the stub's errno, or `handover.fail`'s JSON."""
     if len(report) == 4:  # the stub's errno
         number = int.from_bytes(report, "little")
         words = os.strerror(number).lower()
         not_found = number in (errno.ENOENT, errno.ENOTDIR)
-        code = init.NOT_FOUND if not_found else init.CANNOT_EXECUTE
+        code = handover.NOT_FOUND if not_found else handover.CANNOT_EXECUTE
         hint = ""
         if number == errno.ENOEXEC:
             words = "exec format error"
@@ -258,7 +258,7 @@ def _devices(work: Launch, context: Context, closing: contextlib.ExitStack) -> d
     return made
 
 
-def _clone(work: Launch, inherited: init.Inherited, closing: contextlib.ExitStack) -> None:
+def _clone(work: Launch, inherited: handover.Inherited, closing: contextlib.ExitStack) -> None:
     """The child, born in its version 2 group where there is one."""
     sandbox = work.sandbox
     flags = sandbox["flags"]
@@ -310,7 +310,7 @@ _KINDS = {
 }
 
 
-def _spawn_joined(work: Launch, inherited: init.Inherited, born_in: int | None) -> None:
+def _spawn_joined(work: Launch, inherited: handover.Inherited, born_in: int | None) -> None:
     """Clone into namespaces of other containers (``--network container:NAME``).
 
     New namespaces must be owned by the user namespace that is joined, so a first child joins,
@@ -320,7 +320,7 @@ def _spawn_joined(work: Launch, inherited: init.Inherited, born_in: int | None) 
     handles: list[tuple[int, int]] = []
 
     def join() -> None:
-        init.join_cgroups(inherited)
+        handover.join_cgroups(inherited)
         inherited.tasks.clear()
         for handle, kind in handles:
             process.join_namespaces(handle, kind)
@@ -410,7 +410,7 @@ def _pass(control: socket.socket, word: bytes, descriptors: list[int]) -> None:
 
 def _streams(
     work: Launch, theirs: socket.socket, context: Context, closing: contextlib.ExitStack
-) -> init.Inherited:
+) -> handover.Inherited:
     """The run directory and the ends of the program's standard streams."""
     sandbox = work.sandbox
     run = sandbox["run_dir"]
@@ -435,7 +435,7 @@ def _streams(
             closing.callback(os.close, stdin)
     closing.callback(os.close, stdout)
     closing.callback(os.close, stderr)
-    return init.Inherited(
+    return handover.Inherited(
         control=theirs,
         stdin=stdin,
         stdout=stdout,
@@ -460,7 +460,7 @@ def _fifo(path: str, owner: int) -> tuple[int, int]:
 def _make_group(
     work: Launch,
     rules: tuple[cgroup.DeviceRule, ...],
-    inherited: init.Inherited,
+    inherited: handover.Inherited,
     closing: contextlib.ExitStack,
 ) -> None:
     wanted = work.sandbox["cgroup"]

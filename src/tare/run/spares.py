@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tare.kernel import process
-from tare.run import init, walls
+from tare.run import handover, init, walls
 from tare.run.sandbox import Sandbox
 from tare.run.stub import REPORT, Stub
 
@@ -132,7 +132,7 @@ class Spares:
         while os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) <= REPORT:
             pass
         init.stand_by(
-            init.Inherited(
+            handover.Inherited(
                 control=control,
                 stdin=None,
                 stdout=-1,
