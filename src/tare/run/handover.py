@@ -14,6 +14,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -219,6 +220,18 @@ def find_program(name: str, path: str) -> str:
     )
 
 
+def _limit_descriptors(program: Process) -> None:
+    """The limit on open files, lowered last: until here there are many of the keeper's."""
+    for number, soft, hard in program["rlimits"]:
+        if number == resource.RLIMIT_NOFILE:
+            _, highest = resource.getrlimit(number)
+            if highest != resource.RLIM_INFINITY:
+                hard = min(hard, highest) if hard >= 0 else highest
+            if hard >= 0:
+                soft = min(soft, hard) if soft >= 0 else hard
+            resource.setrlimit(number, (soft, hard))
+
+
 def finish(program: Process, inherited: Inherited, root: int, *, terminal: int | None) -> NoReturn:
     """Rule 5: give up privilege step by step, and execute the program through the stub."""
     passwd = identity.read_account_file(root, "etc/passwd")
@@ -252,6 +265,7 @@ def finish(program: Process, inherited: Inherited, root: int, *, terminal: int |
     for ignored in _IGNORED:
         signal.signal(ignored, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _limit_descriptors(program)
     # 4. no_new_privs, then seccomp: last, so that it need not allow what the steps above did
     if program["no_new_privileges"]:
         confine.no_new_privileges()

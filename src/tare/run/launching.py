@@ -514,6 +514,13 @@ def apply_limits(
 ) -> None:
     """prlimit(2) and /proc/PID/oom_score_adj; without CAP_SYS_RESOURCE clamped, and said."""
     for number, soft, hard in rlimits:
+        if number == resource.RLIMIT_NOFILE:
+            # The child holds copies of all our descriptors until its exec: it lowers this one
+            # itself at the end (`handover`), and here it is at most raised.
+            _, highest = resource.prlimit(pid, number)
+            if highest == resource.RLIM_INFINITY or 0 <= hard <= highest:
+                continue
+            soft = hard
         try:
             resource.prlimit(pid, number, (soft, hard))
         except PermissionError:
