@@ -149,7 +149,10 @@ class Containers(Copying):
         wanted = filters or {}
         everything = all or "status" in wanted or "exited" in wanted
         exact = selection.exact_name(wanted)
-        if exact is not None:
+        words = selection.plain_names(wanted)
+        if words is not None:
+            found = self._store.named(words)
+        elif exact is not None:
             holder = self._store.holder(exact)
             found = [self._store.get(holder)] if holder else []
         else:

@@ -112,6 +112,12 @@ def exact_name(filters: Filters) -> str | None:
     return bare if _PLAIN.fullmatch(bare) else None
 
 
+def plain_names(filters: Filters) -> list[str] | None:
+    """The words that names must contain, when they say no more than that."""
+    words = [value.removeprefix("/") for value in filters.get("name", ())]
+    return words if words and all(_PLAIN.fullmatch(word) for word in words) else None
+
+
 def labelled(values: Sequence[str]) -> Test:
     """All of ``NAME`` or ``NAME=VALUE`` are among a record's labels."""
     pairs = [value.partition("=") for value in values]

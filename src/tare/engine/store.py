@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import bisect
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Final
@@ -80,6 +80,14 @@ class Store:
     def holder(self, name: str) -> str | None:
         """The id of the container called *name*, or None."""
         return self._by_name.get(name)
+
+    def named(self, words: Sequence[str]) -> list[Record]:
+        """The records whose names contain one of *words*, the newest first."""
+        # One pass over the names for each word: there is hardly ever more than one.
+        names = self._by_name
+        matching = {name for word in words for name in names if word in name}
+        found = [self._by_id[names[name]] for name in matching]
+        return sorted(found, key=lambda record: record.created_ns, reverse=True)
 
     def all(self) -> Iterable[Record]:
         """Every record, the newest first."""
