@@ -31,7 +31,6 @@ async def recover(lifecycle: Lifecycle) -> None:
             lifecycle.blocks.share(record.id_block)
     await reopen(lifecycle)
     known = lifecycle.store.find
-    lifecycle.driver.strays(lambda identity: (r := known(identity)) is not None and r.alive)
     lifecycle.workloads.recover(lambda identity: known(identity) is not None)
     for record in list(lifecycle.store.all()):
         if record.state is State.EXITED:
@@ -48,6 +47,13 @@ async def reopen(lifecycle: Lifecycle) -> None:
     held = await lifecycle.driver.open(lifecycle.on_end, lost)
     for record in lifecycle.store.active():
         settle_one(lifecycle, record, held)
+    # A keeper that was killed may have left the traces of what it had just reaped or begun.
+    lifecycle.driver.strays(lambda identity: _has_process(lifecycle.store.find(identity)))
+
+
+def _has_process(record: Record | None) -> bool:
+    """Whether a process may belong to *record*, were it only one that is being started."""
+    return record is not None and (record.alive or record.state is State.STARTING)
 
 
 def settle_one(lifecycle: Lifecycle, record: Record, held: Mapping[str, Held]) -> None:
