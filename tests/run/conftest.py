@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import tarfile
+import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -148,12 +149,14 @@ class Bench:
 def busybox_layer(session_directory: Path) -> Path:
     """A layer file with busybox, users and a trap or two."""
     needs("root", "busybox", "erofs", "overlay", "userns", "cgroup")
-    root = lay_busybox(session_directory / "run-busybox")
+    # A fresh place: tests of other folders use this fixture too, and each folder runs it anew.
+    place = Path(tempfile.mkdtemp(prefix="run-", dir=session_directory))
+    root = lay_busybox(place / "busybox")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.add(root, ".")
     buffer.seek(0)
-    layers = Layers(session_directory / "run-layers", extract=False)
+    layers = Layers(place / "layers", extract=False)
     return layers.add(buffer).path
 
 
