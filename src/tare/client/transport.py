@@ -267,7 +267,7 @@ class Daemon:
     __slots__ = ("_idle", "path", "starts")
 
     def __init__(self, path: str = "", *, starts: bool = True) -> None:
-        """Speak to the socket at *path*; "" is where the environment says (contracts, "Paths").
+        """Speak to the socket at *path*; "" is where the environment says (docs/architecture.md, "Environment").
 
         A daemon that was named, by *path* or by TARE_HOST, is never started.
         """
