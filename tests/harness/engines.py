@@ -188,9 +188,8 @@ class Engine:
         return [path for top in self._parents() for path in top.iterdir() if path.is_dir()]
 
     def _parents(self) -> list[Path]:
-        return [*Path("/sys/fs/cgroup").glob(self.parent)] + [
-            *Path("/sys/fs/cgroup").glob(f"*/{self.parent}")
-        ]
+        top = Path("/sys/fs/cgroup")
+        return [*top.glob(self.parent), *top.glob(f"*/{self.parent}")]
 
     def settled_lies(self) -> list[str]:
         """`lies` that stay: what is being taken down gets a moment to go."""

@@ -131,6 +131,7 @@ class Keeper:
         self._receiver: Receiver | None = None
         self._sender: Sender | None = None
         self._closed = self._opening = False
+        self._reached = asyncio.Event()  # clear while one keeper is replaced by the next
         self.running: dict[str, Adopted] = {}
 
     @classmethod
@@ -160,6 +161,7 @@ class Keeper:
             raise FailedError("the keeper keeps dying", hint=f"see {self._run}/keeper.log")
         finally:
             self._opening = False
+            self._reached.set()  # those who waited hear what went wrong from `_post`
 
     async def _open(self) -> None:
         connection = await self._dial()
@@ -257,6 +259,7 @@ class Keeper:
 
     def _lost(self) -> None:
         self._drop_connection()
+        self._reached.clear()
         error: Exception = FailedError("the keeper died", hint="try again: a new one takes over")
         if self._opening:
             error = ConnectionResetError("the keeper died")
@@ -378,6 +381,7 @@ class Keeper:
         tees = attach.items() if attach is not None else []
         message: Message = {"sandbox": sandbox, "tees": [name for name, _ in tees]}
         try:
+            await self._reached.wait()
             future = self._post("start", message, [end for _, end in tees])
         finally:
             for _, end in tees:
@@ -406,6 +410,7 @@ class Keeper:
         tees = pipes.items()
         message: Message = {"id": identity, "tees": [name for name, _ in tees]}
         try:
+            await self._reached.wait()
             future = self._post("attach", message, [end for _, end in tees])
         finally:
             for _, end in tees:
@@ -420,6 +425,7 @@ class Keeper:
         """
         ends = list(stdio) if stdio is not None else []
         try:
+            await self._reached.wait()
             future = self._post("exec", {"plan": plan}, ends)
         finally:
             for end in ends:
@@ -433,6 +439,7 @@ class Keeper:
         if held is not None and held.stdin >= 0 and not held.tty:
             os.close(held.stdin)
             held.stdin = -1
+        await self._reached.wait()
         await self._request("close_stdin", {"id": identity})
 
     def acknowledge(self, identity: str) -> None:
@@ -444,6 +451,7 @@ class Keeper:
 
     async def forget_layers(self) -> None:
         """Layers were deleted: let go of them, so that their space is freed."""
+        await self._reached.wait()
         await self._request("forget_layers", {})
 
     async def ping(self) -> None:
@@ -453,6 +461,7 @@ class Keeper:
     async def close(self) -> None:
         """Leave the keeper to itself; what runs goes on."""
         self._closed = True
+        self._reached.set()
         self._drop_connection()
         for held in self.running.values():
             self._close_handles(held)

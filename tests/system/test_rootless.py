@@ -1,0 +1,167 @@
+"""An ordinary user's own engine, from the first command to the last trace of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from harness import canaries
+from harness.engines import Engine
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.needs("root", "userns", "newuidmap", "overlay", "busybox"),
+]
+
+_USER: Final = 54321
+_FILES: Final = {
+    "passwd": f"root:x:0:0:root:/root:/bin/sh\nttuser:x:{_USER}:{_USER}::/nonexistent:/bin/sh\n",
+    "subuid": "ttuser:805306368:65536\n",
+    "subgid": "ttuser:805306368:65536\n",
+}
+
+
+def _as_user(directory: Path) -> tuple[str, ...]:
+    """Runs what follows as a user whom only a private copy of the accounts knows.
+
+    useradd would change the host's files, which other tests watch.
+    """
+    lines = ["set -e"]
+    for name, content in _FILES.items():
+        if not Path("/etc", name).exists():
+            pytest.skip(f"newuidmap: the host has no /etc/{name}")
+        (directory / name).write_text(content)
+        (directory / name).chmod(0o644)
+        lines.append(f"mount --bind {directory}/{name} /etc/{name}")
+    lines.append(f'exec setpriv --reuid {_USER} --regid {_USER} --clear-groups "$@"')
+    private = ("unshare", "--mount", "--propagation", "private")
+    return (*private, "/bin/sh", "-c", "\n".join(lines), "sh")
+
+
+@pytest.fixture(scope="module")
+def engine(busybox_archive: Path) -> Iterator[Engine]:
+    # Not below pytest's own directory: that is closed to other users.
+    directory = Path(tempfile.mkdtemp(prefix=f"tt-{os.getpid()}-", dir="/var/tmp"))
+    os.chown(directory, _USER, _USER)
+    archive = directory / "busybox.tar"
+    shutil.copy(busybox_archive, archive)
+    archive.chmod(0o644)
+    found = Engine(directory, _as_user(directory), {"HOME": str(directory), "USER": "ttuser"})
+    found.environment.pop("XDG_RUNTIME_DIR", None)
+    holder = 0
+    try:
+        assert "busybox" in found.out("load", "-i", str(archive))
+        holder = int((found.run_dir / "namespace").read_text().split()[0])
+        assert Path(f"/proc/{holder}/cmdline").read_bytes().startswith(b"tare-namespace\0")
+        yield found
+        ids = found.out("ps", "-aq").split()
+        assert not ids or found.tare("rm", "-f", *ids).returncode == 0
+        assert os.listdir(found.run_dir / "workloads") == []
+    finally:
+        found.stop()
+        if holder:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(holder, signal.SIGKILL)
+        left = canaries.mounts_below(directory)
+        shutil.rmtree(directory)
+        assert left == []
+        assert found.marked() == {}
+
+
+def test_run_is_root_inside_and_the_user_outside(engine: Engine) -> None:
+    engine.out("run", "-d", "--name", "who", "busybox", "sleep", "1000")
+
+    assert engine.out("exec", "who", "id", "-u") == "0"
+    assert os.stat(f"/proc/{engine.all()['who'].pid}").st_uid != 0
+    assert os.stat(f"/proc/{engine.daemon()}").st_uid == _USER
+    engine.out("rm", "-f", "who")
+
+
+def test_run_passes_output_and_exit_code(engine: Engine) -> None:
+    done = engine.tare("run", "--rm", "busybox", "sh", "-c", "echo out; echo err >&2; exit 6")
+
+    assert (done.returncode, done.stdout, done.stderr) == (6, "out\n", "err\n")
+
+
+def test_user_option(engine: Engine) -> None:
+    assert engine.out("run", "--rm", "--user", "1000:1001", "busybox", "sh", "-c",
+                      "echo $(id -u):$(id -g)") == "1000:1001"  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "alone"), [("none", True), ("host", False)])
+def test_networks(engine: Engine, network: str, alone: bool) -> None:
+    name = f"net-{network}"
+    engine.out("run", "-d", "--name", name, "--network", network, "busybox", "sleep", "1000")
+
+    inside = engine.out("exec", name, "readlink", "/proc/self/ns/net")
+    engine.out("rm", "-f", name)
+
+    assert (inside != os.readlink("/proc/self/ns/net")) is alone
+
+
+def test_logs_stop_copy_and_remove(engine: Engine) -> None:
+    script = 'trap "exit 4" TERM; echo here; echo kept > /kept; while :; do usleep 10000; done'
+    engine.out("run", "-d", "--name", "whole", "busybox", "sh", "-c", script)
+    follow = engine.begin("logs", "-f", "whole")
+    assert follow.stdout is not None
+    assert follow.stdout.readline() == "here\n"
+
+    engine.out("exec", "whole", "sh", "-c", "until [ -s /kept ]; do usleep 1000; done")
+    copied = engine.out("cp", "whole:/kept", "-")
+    engine.out("stop", "-t", "5", "whole")
+    follow.communicate(timeout=10)
+
+    assert "kept" in copied
+    assert engine.all()["whole"].code == 4
+    assert engine.out("logs", "whole") == "here"
+    engine.out("rm", "whole")
+    assert "whole" not in engine.all()
+
+
+def test_limits_are_refused_and_delegation_named(engine: Engine) -> None:
+    done = engine.tare("run", "--rm", "-m", "64m", "busybox", "true")
+
+    if done.returncode == 0:
+        pytest.skip("this host delegates control groups to the user")
+    assert done.returncode == 125
+    assert "delegat" in done.stderr
+    assert engine.all() == {}
+
+
+def test_own_directory_is_bound_and_stays_the_users(engine: Engine) -> None:
+    own = engine.directory / "own"
+    own.mkdir()
+    os.chown(own, _USER, _USER)
+
+    engine.out("run", "--rm", "-v", f"{own}:/own", "busybox", "sh", "-c", "echo mine > /own/file")
+
+    assert (own / "file").read_text() == "mine\n"
+    assert (own / "file").stat().st_uid == _USER
+    assert engine.tare(
+        "run", "--rm", "-v", "/etc:/there", "busybox", "cat", "/there/shadow"
+    ).returncode  # fmt: skip
+
+
+@pytest.mark.parametrize("whom", ["daemon", "keeper", "both"])
+def test_the_next_daemon_adopts_what_runs(engine: Engine, whom: str) -> None:
+    engine.out("run", "-d", "--name", "stays", "busybox", "sleep", "1000")
+    holder = (engine.run_dir / "namespace").read_text()
+    pid = engine.all()["stays"].pid
+
+    victims = {"daemon": [engine.daemon()], "keeper": [engine.keeper()]}
+    engine.kill(*(victims.get(whom) or [*victims["daemon"], *victims["keeper"]]))
+
+    shown = engine.all()["stays"]
+    assert (shown.running, shown.pid) == (True, pid)
+    assert (engine.run_dir / "namespace").read_text() == holder
+    assert engine.out("exec", "stays", "echo", "in") == "in"
+    engine.out("rm", "-f", "stays")
+    assert engine.all() == {}
