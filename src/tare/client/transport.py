@@ -267,8 +267,9 @@ class Daemon:
     __slots__ = ("_idle", "path", "starts")
 
     def __init__(self, path: str = "", *, starts: bool = True) -> None:
-        """Speak to the socket at *path*; "" is where the environment says (docs/architecture.md, "Environment").
+        """Speak to the socket at *path*; "" is where the environment says.
 
+        docs/architecture.md, "Environment", has the variables.
         A daemon that was named, by *path* or by TARE_HOST, is never started.
         """
         named = path or os.environ.get("TARE_HOST", "")
