@@ -356,7 +356,7 @@ class _Builder:
             tree = self._new(operation)
         if operation.get("copy_up"):
             self._keep_mode(tree, path, operation)
-        if path.startswith("/dev/"):
+        if path.startswith("/dev/") and path.count("/") == 2:
             target = self._in_dev(path.removeprefix("/dev/"))
         else:
             target = self._directory(path, plain=kind in ("proc", "sysfs"))
@@ -394,7 +394,10 @@ class _Builder:
                 raise FailedError(f"cannot mount on {path}: the image leads it into {prefix}")
 
     def _in_dev(self, name: str) -> int:
-        """The directory *name* of our own /dev: no image ever had a hand in it."""
+        """The directory *name* of our own /dev: no image ever had a hand in it.
+
+        One component only: below it may lie a volume, whose links mkdirat(2) would follow.
+        """
         try:
             os.mkdir(name, 0o755, dir_fd=self.device_tree)
         except FileExistsError:

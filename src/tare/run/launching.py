@@ -202,6 +202,12 @@ def launch(sandbox: Sandbox, context: Context) -> Launch:
         kind = InvalidError if isinstance(error, cgroup.RefusedLimitError) else UnsupportedError
         raise kind(str(error.strerror), hint=error.hint, exit_code=125) from error
     except OSError as error:
+        try:
+            if work.pid:
+                work.answer()  # a child that died of something said so: ours only came of it
+        except TareError as told:
+            work.abandon()
+            raise told from error
         work.abandon()
         raise FailedError(
             f"cannot set up the container: {error.strerror}"
