@@ -81,7 +81,9 @@ _BODY = {
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "1m"}},
     },
 }
-_ODD: tuple[object, ...] = (None, True, -1, 0, 2**31, 2**63, 2**64, 1e308, "", "\0", "../..", "x" * 300, [], {}, [[]])
+_ODD: tuple[object, ...] = (
+    None, True, -1, 0, 2**31, 2**63, 2**64, 1e308, "", "\0", "../..", "x" * 300, [], {}, [[]],
+)  # fmt: skip
 
 
 def _read_body(raw: bytes) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import shutil
 import signal
 import stat
 import termios
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import tare
 from run.conftest import Bench, Body
 from tare.errors import ConflictError, InvalidError, TareError
 from tare.model.spec import (
@@ -24,7 +27,7 @@ from tare.model.spec import (
     Resources,
     Security,
 )
-from tare.run import walls
+from tare.run import link, walls
 
 Run = Callable[[Body], None]
 SPEC = ContainerSpec(image="b", image_id="b", process=ProcessSpec(args=("true",)))
@@ -401,5 +404,37 @@ def test_a_missing_bind_source_is_made_as_docker_makes_it(bench: Run) -> None:
         status = source.stat()
         assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o755, 0)
         assert (source / "file").stat().st_uid == 0
+
+    bench(body)
+
+
+def test_a_keeper_of_another_version_is_replaced_and_what_runs_goes_on(
+    bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(Path(tare.__file__).parent, other / "tare")
+    protocol = other / "tare/run/protocol.py"
+    protocol.write_text(
+        protocol.read_text().replace(f"VERSION: Final = {link.VERSION}", "VERSION: Final = 1")
+    )
+
+    async def body(b: Bench) -> None:
+        await b.keeper.close()
+        os.kill(b.keeper_pid(), signal.SIGKILL)
+        with monkeypatch.context() as patch:
+            patch.setattr(link, "VERSION", 1)
+            patch.setattr(tare, "__file__", str(other / "tare/__init__.py"))
+            await b.connect()
+            identity = await b.start("sh", "-c", "cat; exit 6", open_stdin=True)
+            await b.keeper.close()
+        old = b.keeper_pid()
+
+        await b.connect()
+        os.write(b.keeper.running[identity].stdin, b"still here\n")
+        await b.keeper.close_stdin(identity)
+        exited = await b.ended(identity)
+
+        assert b.keeper_pid() != old
+        assert (exited.code, b.output(identity)) == (6, "still here\n")
 
     bench(body)

@@ -324,3 +324,9 @@ def test_any_body_is_a_specification_or_a_tare_error(
         made({**top, "HostConfig": below})
     except TareError as error:
         assert error.http_status in (400, 501)
+
+
+@pytest.mark.parametrize("isolation", ["vm", "hyperv", "process"])
+def test_another_isolation_than_there_is_is_refused_and_never_weakened(isolation: str) -> None:
+    with pytest.raises(UnsupportedError, match="is not there yet"):
+        host(Isolation=isolation)

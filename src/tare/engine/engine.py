@@ -92,6 +92,7 @@ class Engine:
         layout = cgroup.detect(privileged=False if facts.rootless else None).plain()
         with contextlib.suppress(OSError):
             layout.make_room()
+        _keep_some_for_the_host(layout, paths.cgroup_parent)
         driver = Sandboxes(paths, facts, layout)
         images = ImageStore(paths.state, extract=facts.rootless or not erofs_from_files())
         return cls(paths, Store(paths.database), driver, images, detect(layout))
@@ -141,6 +142,20 @@ class Engine:
             await asyncio.sleep(_HOUSEKEEPING)
             if self._store.checkpoint_due:
                 await asyncio.to_thread(self._store.checkpoint)
+
+
+def _keep_some_for_the_host(layout: cgroup.Layout, parent: str) -> None:
+    """Bound all containers together: the host keeps 512 MiB or a tenth, and a quarter of its pids.
+
+    What cannot be bounded here (no privilege, no controller) stays as it is; `doctor` says so.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        most = int(Path("/proc/sys/kernel/pid_max").read_text("ascii"))
+        group = layout.group(parent)
+        if not group.exists():
+            group.create()
+        group.update(cgroup.Limits(memory=total - max(512 << 20, total // 10), pids=most * 3 // 4))
 
 
 def erofs_from_files() -> bool:

@@ -8,7 +8,8 @@ returns. Construction rules (docs/threat-model.md):
    it, and mounted by descriptor; /proc, /sys and /dev must be real directories.
 3. Writes to /proc go through the procfs mounted here, by its own descriptor.
 4. The terminal and the masks are bound by descriptors checked to be what they should be.
-5. Order at the end: bounding set, ids, capabilities, seccomp, no_new_privs, sealed stub.
+5. Order at the end: bounding set, ids, capabilities, no_new_privs, seccomp, sealed stub; without
+   no_new_privs seccomp comes before the ids, for it needs a privilege that goes with them.
 
 A failure is reported to the keeper as JSON on descriptor 3, then the child exits.
 """

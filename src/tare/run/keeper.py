@@ -41,7 +41,7 @@ from tare.run import entering, launching, rootfs
 from tare.run.launching import Context, Launch
 from tare.run.logs import STDERR, STDOUT, LogWriter
 from tare.run.output import Stream
-from tare.run.protocol import Message, Receiver, Sender
+from tare.run.protocol import VERSION, Message, Receiver, Sender
 from tare.run.sandbox import Log, Sandbox
 from tare.run.spares import Spares
 from tare.run.stub import Stub
@@ -466,7 +466,8 @@ class Keeper:
                     "tty": bool(kept.sandbox["process"]["tty"]),
                 }
             )
-        self._reply(sequence, {"running": running, "exits": list(self._exits.values())}, handles)
+        held = {"running": running, "exits": list(self._exits.values()), "version": VERSION}
+        self._reply(sequence, held, handles)
         for identity, kept in self._kept.items():
             handles = [kept.pidfd] + ([kept.stdin] if kept.stdin >= 0 else [])
             self._send({"event": "holds", "id": identity}, handles)

@@ -12,7 +12,9 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -32,7 +34,7 @@ from tare.errors import (
     UnsupportedError,
 )
 from tare.kernel import process
-from tare.run.protocol import Message, Receiver, Sender
+from tare.run.protocol import VERSION, Message, Receiver, Sender
 from tare.run.sandbox import ExecPlan, Sandbox
 
 _ERRORS: Final = {
@@ -133,6 +135,7 @@ class Keeper:
         self._closed = self._opening = False
         self._reached = asyncio.Event()  # clear while one keeper is replaced by the next
         self.running: dict[str, Adopted] = {}
+        self._handles: dict[str, list[int]] = {}
 
     @classmethod
     async def connect(
@@ -155,7 +158,12 @@ class Keeper:
         try:
             for _ in range(_TRIES):
                 try:
-                    return await self._open()
+                    if await self._open() == VERSION:
+                        return
+                    # One of another version of tare. Its death harms nothing that runs; a new
+                    # one takes over, with the handles that `ping` made sure are here.
+                    await self._request("ping", {})
+                    self._end_keeper()
                 except ConnectionResetError:
                     self._drop_connection()
             raise FailedError("the keeper keeps dying", hint=f"see {self._run}/keeper.log")
@@ -163,7 +171,15 @@ class Keeper:
             self._opening = False
             self._reached.set()  # those who waited hear what went wrong from `_post`
 
-    async def _open(self) -> None:
+    def _end_keeper(self) -> None:
+        assert self._connection is not None
+        size = struct.calcsize("3i")
+        peer = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        os.kill(struct.unpack("3i", peer)[0], signal.SIGKILL)
+        self._drop_connection()
+
+    async def _open(self) -> int:
+        """Connect, take over what the keeper holds; the version it speaks."""
         connection = await self._dial()
         self._connection = connection
         self._receiver, self._sender = Receiver(connection), Sender(connection)
@@ -179,10 +195,12 @@ class Keeper:
             if held is not None:
                 adopted.pidfd, adopted.stdin = held.pidfd, held.stdin
             self.running[adopted.id] = adopted
+        self._give_handles()
         for record in result["exits"]:
             self._exit(record)
         for held in before.values():
             await self._hand_back(held)
+        return int(result.get("version", 1))
 
     async def _hand_back(self, held: Adopted) -> None:
         """A new keeper could not adopt it alone: give it the handles, or say how it ended."""
@@ -292,13 +310,9 @@ class Keeper:
         if event == "exit":
             self._exit(message)
         elif event == "holds":
-            adopted = self.running.get(str(message["id"]))
-            if adopted is None or adopted.pidfd >= 0:
-                for descriptor in descriptors:
-                    os.close(descriptor)
-                return
-            adopted.pidfd = descriptors[0]
-            adopted.stdin = descriptors[1] if len(descriptors) > 1 else -1
+            # It comes right behind the list, often before who asked for that has read it.
+            self._handles[str(message["id"])] = descriptors
+            self._give_handles()
         else:
             future = self._handlers.waiting.pop(int(message["re"]), None)
             if future is None or future.done():
@@ -308,6 +322,17 @@ class Keeper:
                 future.set_exception(_error(message["error"]))
             else:
                 future.set_result((message["ok"], descriptors))
+
+    def _give_handles(self) -> None:
+        for identity in [i for i in self._handles if i in self.running]:
+            descriptors = self._handles.pop(identity)
+            adopted = self.running[identity]
+            if adopted.pidfd >= 0:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                continue
+            adopted.pidfd = descriptors[0]
+            adopted.stdin = descriptors[1] if len(descriptors) > 1 else -1
 
     def _exit(self, record: Message) -> None:
         used = record.get("usage") or {}

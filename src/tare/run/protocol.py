@@ -16,6 +16,9 @@ from collections import deque
 from typing import Any, Final
 
 _LENGTH: Final = struct.Struct("<I")
+VERSION: Final = 2
+"""Changes with what daemon and keeper say to each other; a keeper of another one is replaced."""
+
 MAXIMUM: Final = 16 << 20
 _READ: Final = 1 << 17
 _MAXIMUM_FDS: Final = 250

@@ -161,6 +161,7 @@ class HostConfig(ResourcesBody, rename="pascal"):
     network_mode: str | None = None
     pid_mode: str | None = None
     ipc_mode: str | None = None
+    isolation: str | None = None
     uts_mode: str | None = field(default=None, name="UTSMode")
     userns_mode: str | None = None
     cgroupns_mode: str | None = None

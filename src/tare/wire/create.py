@@ -303,6 +303,11 @@ def _check_host(host: HostConfig) -> list[str]:
     warnings = []
     if host.runtime and host.runtime not in ("tare", "runc", "io.containerd.runc.v2"):
         raise InvalidError(f"unknown or invalid runtime name: {host.runtime[:80]}")
+    if host.isolation not in (None, "", "default", "container"):
+        raise UnsupportedError(
+            f"isolation {host.isolation[:40]!r} is not there yet: this engine runs containers",
+            hint="leave --isolation out; nothing weaker than asked for is run in its place",
+        )
     if host.storage_opt:
         raise UnsupportedError("--storage-opt is not supported by this storage driver")
     if host.volume_driver not in (None, "", "local"):
