@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -147,7 +148,7 @@ class Engine:
         return found
 
     def kill(self, *pids: int) -> None:
-        """kill -9, all of them before any is waited for."""
+        """kill -9, all of them before the end of any is waited for."""
         handles = []
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -155,6 +156,7 @@ class Engine:
                     handles.append(os.pidfd_open(pid))
                     os.kill(pid, signal.SIGKILL)
         for handle in handles:
+            select.select([handle], [], [], _PATIENCE)
             os.close(handle)
 
     # --- the truth ----------------------------------------------------------------------------

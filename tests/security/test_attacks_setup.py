@@ -27,7 +27,7 @@ import pytest
 from run.conftest import Bench, Body
 from security import naive
 from security.conftest import SPEC, Stops, Treasure, entry, layer, link, run_on, start_on
-from security.sysrun import DATA, Call, program, results
+from security.sysrun import DATA, Call, program
 from tare.errors import InvalidError, TareError
 from tare.kernel import confine
 from tare.kernel.libc import Syscall, number
@@ -186,7 +186,7 @@ def test_a02_a_working_directory_that_is_a_descriptor_is_refused(
             wanted = replace(SPEC, process=ProcessSpec(args=("pwd",), cwd=name))
             with pytest.raises(TareError, match="working directory"):
                 await run_on(b, above, wanted, "pwd")
-            with pytest.raises(TareError, match="working directory|cannot"):
+            with pytest.raises(TareError, match=r"working directory|cannot"):
                 await b.execute(running, "pwd", cwd=name)
 
     bench(body)
@@ -217,14 +217,15 @@ def test_a02_a_careless_parent_leaves_nothing_open_in_init_or_exec(
         os.set_inheritable(descriptor, True)
 
     async def body(b: Bench) -> None:
-        identity = await b.start("sh", "-c", f"{LOOK}; ls -l /proc/1/fd; sleep 1000")
+        identity = await b.start("sleep", "1000")
+        _, output = await b.run("sh", "-c", LOOK)
         _, inside = await b.execute(identity, "sh", "-c", f"{LOOK}; ls /proc/$$/fd; true")
         pid = b.keeper.running[identity].pid
 
         assert sorted(os.listdir(f"/proc/{pid}/fd")) == ["0", "1", "2"]
         assert inside == "end\n0\n1\n2\n"
         assert os.readlink(f"/proc/{pid}/fd/0") == "/dev/null"
-        assert "treasure" not in b.output(identity)
+        assert output == "end\n"
 
     try:
         bench(body)
@@ -715,7 +716,9 @@ CGROUP_ESCAPE = (
     "mkdir -p /tmp/c;"
     " for k in memory pids cpu devices freezer blkio cpuset; do"
     " mount -t cgroup -o $k none /tmp/c 2>/dev/null || continue;"
-    " [ -w /tmp/c/release_agent ] && echo writable $k;"
+    # Written is what was there: where that succeeds, the host is none the worse.
+    " cat /tmp/c/release_agent > /tmp/was 2>/dev/null &&"
+    " (tr -d '\\n' < /tmp/was > /tmp/c/release_agent) 2>/dev/null && echo writable $k;"
     " umount /tmp/c; done; echo end"
 )
 CGROUP_WRITES = (
@@ -833,7 +836,8 @@ def test_a10_every_program_has_what_was_given_and_no_user_has_any(
 ) -> None:
     async def body(b: Bench) -> None:
         wanted = replace(SPEC, security=security)
-        full = (1 << b.host.last_capability + 1) - 1
+        # Nobody gives what the engine itself was not given.
+        full = sets(Path("/proc/self/status").read_text())["Bnd"]
         bound = full if bounding < 0 else bounding
         identity = await start_on(b, None, wanted, "sleep", "1000")
         for user in ("", "1000", "0:1000", "1000:0", "nobody"):
@@ -876,7 +880,7 @@ def test_a10_capabilities_of_a_file_give_nothing_that_is_not_bounded(
 # --- A11: who it runs as ----------------------------------------------------------------------
 
 PASSWD = (
-    "root:x:0:0:root:/root:/bin/sh\n1000:x:0:0:trap:/root:/bin/sh\n-1:x:0:0::/:\n"
+    "root:x:0:0:root:/root:/bin/sh\n1000:x:0:0:trap:/root:/bin/sh\n"
     "app:x:1000:1001::/home:/bin/sh\nbig:x:4294967296:0::/:\nbad:x:1001:4294967295::/:\n"
     "hex:x:0x0:0::/:\n٣:x:٠:0::/:\n"
     f"long:x:1002:1002:{'x' * 300_000}:/:\nlast:x:1003:1003::/:/bin/sh\n"
