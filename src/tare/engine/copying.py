@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from tare.engine.observing import Observing
 from tare.engine.transfer import consumed, produced
-from tare.errors import DeniedError, MissingError
+from tare.errors import ConflictError, DeniedError, MissingError
+from tare.kernel import process
 from tare.model.record import PathStat, Record
 from tare.model.state import State
 from tare.run import rootfs
@@ -172,7 +173,7 @@ class Copying(Observing):
     async def _root(self, record: Record) -> Descriptor:
         """The container's file system: the live one, or a mount made for us alone."""
         if record.alive:
-            return Descriptor(rootfs.live(record.pid))
+            return _live(record)
         layers = await self._layers(record)
         root: Root = {
             "layers": layers,
@@ -188,6 +189,21 @@ class Copying(Observing):
 
     async def _layers(self, record: Record) -> builtins.list[str]:
         return [os.fspath(path) for path in await self._core.images.layers(record.image_id)]
+
+
+def _live(record: Record) -> Descriptor:
+    """The root that the container's first process sees; ConflictError if that has just ended."""
+    root = -1
+    try:
+        root = rootfs.live(record.pid)
+        # Asked after the open: still the same process, so it was its root and no stranger's.
+        if process.start_time(record.pid) == record.pid_start:
+            return Descriptor(root)
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    if root >= 0:
+        os.close(root)
+    raise ConflictError(f"container {record.id[:12]} has just ended", hint="try again")
 
 
 class Descriptor:
