@@ -28,6 +28,7 @@ from tare.model.spec import (
     Security,
 )
 from tare.run import link, walls
+from tare.run.protocol import VERSION
 
 Run = Callable[[Body], None]
 SPEC = ContainerSpec(image="b", image_id="b", process=ProcessSpec(args=("true",)))
@@ -415,7 +416,7 @@ def test_a_keeper_of_another_version_is_replaced_and_what_runs_goes_on(
     shutil.copytree(Path(tare.__file__).parent, other / "tare")
     protocol = other / "tare/run/protocol.py"
     protocol.write_text(
-        protocol.read_text().replace(f"VERSION: Final = {link.VERSION}", "VERSION: Final = 1")
+        protocol.read_text().replace(f"VERSION: Final = {VERSION}", "VERSION: Final = 1")
     )
 
     async def body(b: Bench) -> None:

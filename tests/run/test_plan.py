@@ -280,3 +280,16 @@ def test_signals_have_names_and_numbers(text: str, number: int) -> None:
 def test_what_is_no_signal_is_refused(text: str) -> None:
     with pytest.raises(InvalidError, match="invalid signal"):
         signal_number(text)
+
+
+@pytest.mark.attack("A08")
+def test_only_control_groups_of_its_own_are_shown() -> None:
+    host = replace(HOST, cgroup_controllers=("cpu+cpuacct", "cpuset", "memory", "name=systemd"))
+    pinned = replace(SPEC, resources=Resources(cpuset_cpus="0"))
+
+    def shown(spec: ContainerSpec) -> str:
+        (operation,) = (o for o in plan(spec, PLACE, host)["operations"] if o["op"] == "cgroup_v1")
+        return operation["name"]
+
+    assert shown(SPEC) == "cpu+cpuacct,memory"
+    assert shown(pinned) == "cpu+cpuacct,cpuset,memory"

@@ -36,6 +36,10 @@ from tare.run.sandbox import Bind, Cgroup, ExecPlan, Log, Operation, Process, Sa
 DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEVICE_NAMES: Final = ("null", "zero", "full", "random", "urandom", "tty")
 SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108
+_ALWAYS_GROUPED: Final = frozenset(
+    {"cpu", "cpuacct", "memory", "devices", "freezer", "blkio", "pids"}
+)
+"""The version 1 controllers in which every container has a group (`kernel.cgroup_v1`)."""
 INIT_TARGET: Final = "/sbin/docker-init"
 DEFAULT_PIDS: Final = 2048
 HARDENED_PIDS: Final = 512
@@ -470,7 +474,12 @@ def _cgroup_mounts(spec: ContainerSpec, host: Host, taken: set[str]) -> list[Ope
     attributes |= 0 if spec.security.privileged else mount.RDONLY
     if host.cgroup_version == 2:
         return [_filesystem("cgroup2", "/sys/fs/cgroup", attributes, optional=True)]
-    names = ",".join(host.cgroup_controllers)
+    # Only hierarchies that the container has a group in: of the others it would see the root,
+    # and the names of all groups there.
+    own = _ALWAYS_GROUPED
+    if spec.resources.cpuset_cpus or spec.resources.cpuset_mems:
+        own |= {"cpuset"}
+    names = ",".join(name for name in host.cgroup_controllers if own & set(name.split("+")))
     return [Operation(op="cgroup_v1", target="/sys/fs/cgroup", attributes=attributes, name=names)]
 
 
