@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,11 @@ from security import naive
 from security.conftest import Treasure
 from tare.client.document import Json
 from tare.client.sdk import connect
-from tare.errors import InvalidError, UnsupportedError
+from tare.engine.copying import _live
+from tare.errors import ConflictError, InvalidError, UnsupportedError
+from tare.kernel import process
+from tare.model.record import Record
+from tare.model.spec import ContainerSpec, ProcessSpec
 
 pytestmark = [pytest.mark.system, pytest.mark.needs("root", "overlay", "cgroup", "busybox")]
 
@@ -175,10 +180,10 @@ def test_a22_links_in_the_middle_and_at_the_end_stay_inside(
     (tmp_path / "loot").write_text("from the client\n")
     script = (
         f"ln -s {treasure.directory} /d; ln -s ../../../../../..{treasure.directory} /e; "
-        f"ln -s {treasure.file} /f; ln -s /proc/1/root /g; sleep 1000"
+        f"ln -s {treasure.file} /f; ln -s /proc/1/root /g; ln -s /etc /h; sleep 1000"
     )
     name = begin(engine, running, "busybox", "sh", "-c", f"{script} & touch /ready; wait")
-    engine.out("exec", name, "sh", "-c", "until [ -L /g ]; do :; done")
+    engine.out("exec", name, "sh", "-c", "until [ -L /h ]; do :; done")
     if not alive:
         engine.out("stop", "-t", "0", name)
 
@@ -187,11 +192,26 @@ def test_a22_links_in_the_middle_and_at_the_end_stay_inside(
         for path in ("/d/canary", "/e/canary", "/f", "/d/", f"/g{treasure.file}")
         for follow in ((), ("-L",))
     ]
+    inside = engine.tare("cp", f"{name}:/h/passwd", "-")
     for path in ("/d/", "/e/", "/f", f"/g{treasure.directory}/"):
         engine.tare("cp", str(tmp_path / "loot"), f"{name}:{path}")
 
     assert not any("treasure\n" in answer.stdout for answer in reads)
     assert treasure.untouched()
+    assert "root:x:0:0" in inside.stdout  # links are followed, within the container
+
+
+@pytest.mark.attack("A22")
+def test_a22_a_process_that_has_taken_the_containers_pid_is_not_its_root() -> None:
+    spec = ContainerSpec(image="b", image_id="b", process=ProcessSpec(args=("true",)))
+    ended = Record(id="0" * 64, name="x", spec=spec, created_ns=0, pid=os.getpid(), pid_start=1)
+
+    with pytest.raises(ConflictError):
+        _live(ended)
+
+    same = replace(ended, pid_start=process.start_time(os.getpid()))
+    with _live(same) as root:
+        assert os.path.samestat(os.fstat(root.fileno()), os.stat("/"))
 
 
 @pytest.mark.attack("A22")
