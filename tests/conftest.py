@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -76,16 +77,27 @@ class Watch:
 
     def stop_engines(self) -> None:
         """Stop the daemon and keeper that clients of this session started and nobody stopped."""
-        # Not rglob: it follows links, and tests lay down hostile ones.
-        for directory, _, names in os.walk(self.directory):
-            for name in {"daemon.pid", "keeper.lock"}.intersection(names):
-                with contextlib.suppress(OSError, ValueError, IndexError):
-                    pid = int(Path(directory, name).read_text().split()[0])
-                    with_mark = f"{canaries.MARK}={SESSION}".encode()
-                    if with_mark in Path(f"/proc/{pid}/environ").read_bytes():
-                        # A keeper lets no signal end it but this one.
-                        number = signal.SIGTERM if name == "daemon.pid" else signal.SIGKILL
-                        os.kill(pid, number)
+        # The daemon first, and to its end: it would start another keeper for one that is killed.
+        for name, number in (("daemon.pid", signal.SIGTERM), ("keeper.lock", signal.SIGKILL)):
+            # Not rglob: it follows links, and tests lay down hostile ones.
+            for directory, _, names in os.walk(self.directory):
+                if name in names:
+                    with contextlib.suppress(OSError, ValueError, IndexError):
+                        pid = int(Path(directory, name).read_text().split()[0])
+                        _end_marked(pid, number)
+
+
+def _end_marked(pid: int, number: int) -> None:
+    """Signal a process of this session and wait until it is gone."""
+    with_mark = f"{canaries.MARK}={SESSION}".encode()
+    if with_mark not in Path(f"/proc/{pid}/environ").read_bytes():
+        return
+    pidfd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+        select.select([pidfd], [], [], 10)
+    finally:
+        os.close(pidfd)
 
 
 def _sweep() -> None:
