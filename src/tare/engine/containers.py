@@ -26,7 +26,7 @@ from tare.engine.lifecycle import exit_info
 from tare.errors import ConflictError, FailedError, InvalidError, TareError, UnsupportedError
 from tare.model.record import ExitInfo, IdBlock, Pruned, Record, Usage, changed
 from tare.model.spec import ContainerSpec, MountKind, Resources, RestartPolicy
-from tare.model.state import Action, State
+from tare.model.state import STATUS, Action, State
 from tare.run.plan import host_ids, signal_number
 
 DEFAULT_GRACE: Final = 10
@@ -365,7 +365,7 @@ def _check_mounts(spec: ContainerSpec) -> None:
 
 
 def _still_runs(record: Record, ref: str) -> str:
-    state = selection.STATUS[record.state]
+    state = STATUS[record.state]
     if record.state is State.PAUSED:
         advice = f"container is {state} and must be unpaused first"
     else:

@@ -13,23 +13,10 @@ from typing import Final
 
 from tare.errors import InvalidError
 from tare.model.record import HealthStatus, Record
-from tare.model.state import State
+from tare.model.state import STATUS
 
 Filters = Mapping[str, Sequence[str]]
 Test = Callable[[Record], bool]
-
-STATUS: Final = {
-    State.CREATED: "created",
-    State.STARTING: "created",
-    State.RUNNING: "running",
-    State.PAUSED: "paused",
-    State.STOPPING: "running",
-    State.RESTARTING: "restarting",
-    State.EXITED: "exited",
-    State.REMOVING: "removing",
-    State.DEAD: "dead",
-}
-"""Docker's word for each state."""
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
 

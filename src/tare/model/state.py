@@ -45,6 +45,19 @@ class Fact(StrEnum):
     ABSENT = "absent"  # it never ran, or nothing is known of it
 
 
+STATUS: Final = {
+    State.CREATED: "created",
+    State.STARTING: "created",
+    State.RUNNING: "running",
+    State.PAUSED: "paused",
+    State.STOPPING: "running",
+    State.RESTARTING: "restarting",
+    State.EXITED: "exited",
+    State.REMOVING: "removing",
+    State.DEAD: "dead",
+}
+"""The word that users and clients know for each state: intents show as what they began from."""
+
 INTENTS: Final[Mapping[tuple[State, Action], State]] = {
     (State.CREATED, Action.START): State.STARTING,
     (State.EXITED, Action.START): State.STARTING,

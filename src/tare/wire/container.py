@@ -16,22 +16,11 @@ from tare.model.spec import (
     Throttle,
     Ulimit,
 )
-from tare.model.state import State
+from tare.model.state import STATUS, State
 from tare.wire.values import rfc3339
 
 Json = dict[str, object]
 
-STATUS: Final = {
-    State.CREATED: "created",
-    State.STARTING: "created",
-    State.RUNNING: "running",
-    State.PAUSED: "paused",
-    State.STOPPING: "running",
-    State.RESTARTING: "restarting",
-    State.EXITED: "exited",
-    State.REMOVING: "removing",
-    State.DEAD: "dead",
-}
 DRIVER: Final = "overlayfs"
 
 
