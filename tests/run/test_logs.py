@@ -63,7 +63,7 @@ def test_output_cannot_forge_a_record_of_the_other_stream(tmp_path: Path) -> Non
     assert {line.stream for line in _lines(tmp_path / "log")} == {STDOUT}
 
 
-def test_a_record_cut_by_a_crash_is_skipped_and_then_overwritten(tmp_path: Path) -> None:
+def test_a_record_cut_by_a_crash_is_skipped_and_then_mended(tmp_path: Path) -> None:
     path = tmp_path / "log"
     writer = LogWriter(str(path), 0, 1)
     writer.write(STDOUT, b"whole\n", 1)
@@ -77,7 +77,7 @@ def test_a_record_cut_by_a_crash_is_skipped_and_then_overwritten(tmp_path: Path)
     writer.close()
 
     assert [line.data for line in before] == [b"whole\n"]
-    assert [line.data for line in _lines(path)] == [b"whole\n", b"after\n"]
+    assert [line.data for line in _lines(path)] == [b"whole\n", b"cut oafter\n"]
 
 
 def test_rotation_keeps_the_number_of_files_and_the_newest_lines(tmp_path: Path) -> None:
@@ -118,3 +118,63 @@ def test_a_full_disk_loses_output_but_never_fails(tmp_path: Path) -> None:
 
     assert writer.lost == 5
     writer.close()
+
+
+def _pipe(data: bytes) -> int:
+    reading, writing = os.pipe()
+    os.write(writing, data)
+    os.close(writing)
+    return reading
+
+
+def test_what_waits_in_a_pipe_is_moved_to_the_log(tmp_path: Path) -> None:
+    source = _pipe(b"one\ntwo\n")
+    writer = LogWriter(str(tmp_path / "log"), 0, 1)
+
+    assert writer.move(STDOUT, source, 4, 7) == 4
+    assert writer.tail(4) == b"one\n"
+    assert writer.move(STDERR, source, 4, 8) == 4
+    writer.close()
+    os.close(source)
+
+    assert _lines(tmp_path / "log") == [Line(STDOUT, 7, b"one\n"), Line(STDERR, 8, b"two\n")]
+
+
+def test_a_pipe_with_less_than_was_said_makes_a_shorter_record(tmp_path: Path) -> None:
+    source = _pipe(b"little\n")
+    writer = LogWriter(str(tmp_path / "log"), 0, 1)
+
+    assert writer.move(STDOUT, source, 100, 1) == 7
+    assert writer.move(STDOUT, source, 100, 1) == 0
+    writer.write(STDOUT, b"after\n", 2)
+    writer.close()
+    os.close(source)
+
+    assert [line.data for line in _lines(tmp_path / "log")] == [b"little\n", b"after\n"]
+
+
+def test_what_a_full_disk_does_not_take_stays_in_the_pipe(tmp_path: Path) -> None:
+    source = _pipe(b"kept\n")
+    writer = LogWriter("/dev/full", 0, 1)
+
+    assert writer.move(STDOUT, source, 5, 1) == 0
+    writer.close()
+
+    assert os.read(source, 10) == b"kept\n"
+    os.close(source)
+
+
+def test_a_writer_killed_while_it_moved_leaves_what_it_moved(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    source = _pipe(b"first\nsecond\n")
+    writer = LogWriter(str(path), 0, 1)
+    writer.move(STDOUT, source, 13, 5)
+    writer.close()
+    os.truncate(path, path.stat().st_size - 7)  # killed before "second" had come over
+
+    assert _lines(path) == []
+    writer = LogWriter(str(path), 0, 1)
+    writer.write(STDOUT, b"second\n", 6)
+    writer.close()
+
+    assert _lines(path) == [Line(STDOUT, 5, b"first\n"), Line(STDOUT, 6, b"second\n")]

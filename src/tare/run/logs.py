@@ -6,9 +6,10 @@ the program::
     u8 stream (1 stdout, 2 stderr) | u8 0 | u16 magic | u32 length | u64 time (ns since 1970)
 
 Lengths, not line ends, separate records, so nothing a program prints can forge one (attack A19).
-A record cut short by a crash is skipped by the reader and cut off by the next writer. The current
-file is ``log``; when it would grow past its maximum it becomes ``log.1``, that one ``log.2``, and
-so on up to the number of files kept.
+A writer that is killed leaves at most its last record short: readers wait for the rest of it, and
+the next writer corrects its length to what is there. The current file is ``log``; when it would
+grow past its maximum it becomes ``log.1``, that one ``log.2``, and so on up to the number of files
+kept.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Final
 STDOUT: Final = 1
 STDERR: Final = 2
 
+# Not O_APPEND: splice(2) refuses it. The keeper is the only writer.
+_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 _HEADER: Final = struct.Struct("<BBHIQ")
 _MAGIC: Final = 0x7A7E
 _MAXIMUM_RECORD: Final = 1 << 20
@@ -48,28 +51,37 @@ class LogWriter:
     def __init__(self, path: str, maximum: int, files: int) -> None:
         self._path, self._maximum, self._files = path, maximum, max(1, files)
         self.lost = 0
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._descriptor = os.open(path, flags, 0o600)
+        self._descriptor = os.open(path, _FLAGS, 0o600)
         self._size = os.fstat(self._descriptor).st_size
         if self._size:
-            self._cut_torn_record()
+            self._mend_torn_record()
 
-    def _cut_torn_record(self) -> None:
+    def _mend_torn_record(self) -> None:
         whole = 0
         for offset, length, *_ in _records(self._descriptor, 0):
             whole = offset + _HEADER.size + length
         if whole < self._size:
-            os.ftruncate(self._descriptor, whole)
-            self._size = whole
+            header = os.pread(self._descriptor, _HEADER.size, whole)
+            self._shorten(whole, header, self._size - whole - _HEADER.size)
+
+    def _shorten(self, offset: int, header: bytes, length: int) -> None:
+        """The record at *offset* has *length* bytes after all; none: there is no such record."""
+        if length > 0 and (fields := _HEADER.unpack(header))[2] == _MAGIC:
+            stream, _, magic, _, when = fields
+            fixed = _HEADER.pack(stream, 0, magic, length, when)
+            os.pwrite(self._descriptor, fixed, offset)
+            self._size = offset + _HEADER.size + length
+        else:
+            self._size = offset
+        os.ftruncate(self._descriptor, self._size)
 
     def write(self, stream: int, data: bytes, now_ns: int) -> None:
         """Append what was read at *now_ns* from *stream*; at most 64 KiB at a time."""
         length = _HEADER.size + len(data)
-        if self._maximum > 0 and self._size and self._size + length > self._maximum:
-            self._rotate()
+        self._make_room(length)
         header = _HEADER.pack(stream, 0, _MAGIC, len(data), now_ns)
         try:
-            written = os.writev(self._descriptor, (header, data))
+            written = os.pwritev(self._descriptor, (header, data), self._size)
         except OSError:  # the disk is full: the container must go on
             self.lost += len(data)
             return
@@ -78,6 +90,44 @@ class LogWriter:
             self.lost += len(data)
             return
         self._size += length
+
+    def move(self, stream: int, pipe: int, count: int, now_ns: int) -> int:
+        """Append the *count* bytes that wait in *pipe*; how many were moved.
+
+        They go by splice(2): at any moment a byte is in the pipe or in the file, so a kill -9
+        of this process loses none. Fewer are moved when the disk is full or somebody else reads.
+        """
+        self._make_room(_HEADER.size + count)
+        start, moved = self._size, 0
+        header = _HEADER.pack(stream, 0, _MAGIC, count, now_ns)
+        try:
+            os.pwrite(self._descriptor, header, start)
+        except OSError:
+            return 0
+        try:
+            while moved < count:
+                position = start + _HEADER.size + moved
+                got = os.splice(
+                    pipe, self._descriptor, count - moved, None, position, os.SPLICE_F_NONBLOCK
+                )
+                if not got:
+                    break
+                moved += got
+        except OSError:  # the disk is full, or the pipe is empty after all
+            pass
+        if moved < count:
+            self._shorten(start, header, moved)
+        else:
+            self._size = start + _HEADER.size + count
+        return moved
+
+    def tail(self, count: int) -> bytes:
+        """The last *count* bytes of the last record."""
+        return os.pread(self._descriptor, count, self._size - count)
+
+    def _make_room(self, length: int) -> None:
+        if self._maximum > 0 and self._size and self._size + length > self._maximum:
+            self._rotate()
 
     def _rotate(self) -> None:
         if self._files == 1:
@@ -91,8 +141,7 @@ class LogWriter:
             except FileNotFoundError:
                 continue
         os.close(self._descriptor)
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._descriptor = os.open(self._path, flags, 0o600)
+        self._descriptor = os.open(self._path, _FLAGS, 0o600)
         self._size = 0
 
     def close(self) -> None:

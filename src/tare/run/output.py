@@ -11,8 +11,12 @@ Not for: who is attached (`run.keeper`).
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
+import stat
+import struct
+import termios
 import time
 from collections import deque
 from collections.abc import Callable
@@ -70,12 +74,19 @@ class Tee:
         return True
 
 
+def _waiting(pipe: int) -> int:
+    """How many bytes wait in *pipe* (FIONREAD, pipe(7))."""
+    (count,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0\0\0\0"))
+    return int(count)
+
+
 class Stream:
     """One stream of one program: the reading end, the log, the tees."""
 
     def __init__(self, number: int, source: int, log: LogWriter | None, watch: Watch) -> None:
         self.number, self.source, self._log, self._watch = number, source, log, watch
         self.tees: list[Tee] = []
+        self._is_pipe = stat.S_ISFIFO(os.fstat(source).st_mode)
         self._paused = False
         self.ended: Callable[[], None] | None = None
         os.set_blocking(source, False)
@@ -96,6 +107,13 @@ class Stream:
 
     def pump(self) -> bool:
         """Move one chunk; False when there is nothing to read now."""
+        if self._log is not None and self._is_pipe and (waiting := _waiting(self.source)):
+            count = min(waiting, CHUNK)
+            moved = self._log.move(self.number, self.source, count, time.time_ns())
+            if moved:
+                if self.tees:
+                    self._pass_on(self._log.tail(moved))
+                return True
         try:
             data = os.read(self.source, CHUNK)
         except BlockingIOError:
@@ -110,12 +128,15 @@ class Stream:
             return False
         if self._log is not None:
             self._log.write(self.number, data, time.time_ns())
+        self._pass_on(data)
+        return True
+
+    def _pass_on(self, data: bytes) -> None:
         for tee in list(self.tees):
             if not tee.write(data):
                 self._drop(tee)
             elif tee.backlog:
                 self._hold(tee)
-        return True
 
     def _hold(self, tee: Tee) -> None:
         if not self._paused:
