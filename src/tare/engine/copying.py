@@ -14,7 +14,7 @@ import contextlib
 import os
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO
 
 from tare.engine.observing import Observing
 from tare.engine.transfer import consumed, produced
@@ -28,12 +28,6 @@ from tare.run.sandbox import Root
 if TYPE_CHECKING:
     from tare.image.changes import Change
     from tare.model.oci import ImageConfig
-
-
-_PLACES: Final = (
-    "/proc", "/sys", "/dev", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf",
-    "/sbin/docker-init",
-)  # fmt: skip
 
 
 class Copying(Observing):
@@ -86,13 +80,14 @@ class Copying(Observing):
         record = self._store.get(ref)
         reference = f"{repository}:{tag}" if repository and tag else repository
         base = await self._core.images.get(record.image_id)
+        layers, rootless = await self._layers(record), self._core.paths.rootless
         frozen = pause and record.state is State.RUNNING
         if frozen:
             await self._driver.freeze(record)
         try:
             image = await self._core.images.commit(
                 base,
-                lambda file: _write_changes(record, file, rootless=self._core.paths.rootless),
+                lambda file: _write_changes(record, file, layers, rootless=rootless),
                 config,
                 reference=reference,
                 changes=changes,
@@ -225,14 +220,14 @@ class Descriptor:
 
 def _own(found: builtins.list[Change], upper: int) -> builtins.list[Change]:
     """Without the empty places that mounts were put on: nobody inside made them."""
-    from tare.image.changes import ChangeKind
+    from tare.image.changes import PLACES, ChangeKind
 
     places = set()
-    for path in _PLACES:
+    for path in PLACES:
         with contextlib.suppress(OSError):
-            status = os.stat(path.lstrip("/"), dir_fd=upper, follow_symlinks=False)
+            status = os.stat(path, dir_fd=upper, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode) or status.st_size == 0:
-                places.add(path)
+                places.add(f"/{path.decode()}")
     kept = [c for c in found if not (c.kind is ChangeKind.ADDED and c.path in places)]
     parents = {c.path.rpartition("/")[0] for c in kept}
     return [
@@ -256,7 +251,9 @@ def _open_upper(record: Record) -> int:
         return -1
 
 
-def _write_changes(record: Record, file: BinaryIO, *, rootless: bool) -> None:
+def _write_changes(
+    record: Record, file: BinaryIO, layers: builtins.list[str], *, rootless: bool
+) -> None:
     """The container's own layer as an archive, ids as they are inside."""
     from tare.image.changes import write_layer
     from tare.image.tar_writer import TarWriter
@@ -273,7 +270,11 @@ def _write_changes(record: Record, file: BinaryIO, *, rootless: bool) -> None:
         return host
 
     try:
-        write_layer(upper, file, unshift=inside, userxattr=rootless)
+        lower = rootfs.mounted_image(layers)
+        try:
+            write_layer(upper, file, unshift=inside, userxattr=rootless, lower=lower)
+        finally:
+            os.close(lower)
     finally:
         os.close(upper)
 

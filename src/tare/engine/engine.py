@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from tare.engine import recovery
+from tare.engine import config, recovery
+from tare.engine.config import Config
 from tare.engine.containers import Containers
 from tare.engine.core import Core, request
 from tare.engine.driver import Driver, Request
@@ -43,9 +44,16 @@ class Engine:
     """One engine on one host; `start` it in a running event loop, `close` it there."""
 
     def __init__(
-        self, paths: Paths, store: Store, driver: Driver, images: ImageStore, abilities: Abilities
+        self,
+        paths: Paths,
+        store: Store,
+        driver: Driver,
+        images: ImageStore,
+        abilities: Abilities,
+        configured: Config | None = None,
     ) -> None:
         self.paths = paths
+        self.config = configured or Config()
         self.events = Events()
         self._store = store
         self._driver = driver
@@ -88,6 +96,7 @@ class Engine:
         from tare.run import host
 
         paths.prepare()
+        configured = config.load(paths.config)
         facts = host.detect()
         layout = cgroup.detect(privileged=False if facts.rootless else None).plain()
         with contextlib.suppress(OSError):
@@ -95,7 +104,7 @@ class Engine:
         _keep_some_for_the_host(layout, paths.cgroup_parent)
         driver = Sandboxes(paths, facts, layout)
         images = ImageStore(paths.state, extract=facts.rootless or not erofs_from_files())
-        return cls(paths, Store(paths.database), driver, images, detect(layout))
+        return cls(paths, Store(paths.database), driver, images, detect(layout), configured)
 
     async def start(self) -> None:
         """Make every record true and begin to keep it so; call it before any request."""
