@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,3 +290,50 @@ def test_a_layer_can_be_read_as_a_stream_and_given_up(overlay: Overlay) -> None:
             stream.read(100)
 
     assert whole == overlay.layer()
+
+
+def test_empty_stubs_of_the_engines_mounts_are_no_part_of_a_layer(overlay: Overlay) -> None:
+    (overlay.merged / "etc").mkdir(exist_ok=True)
+    for name in ("hosts", "hostname", "resolv.conf"):
+        (overlay.merged / "etc" / name).touch()
+    (overlay.merged / "proc").mkdir()
+    (overlay.merged / "etc/motd").write_text("kept")
+    (overlay.merged / "hosts").touch()
+
+    names = [name.rstrip("/") for name in tarnames(overlay.layer())]
+
+    assert names == ["etc", "etc/motd", "hosts"]
+
+
+def test_a_directory_copied_up_for_stubs_alone_is_left_out_and_a_changed_one_is_not(
+    tmp_path: Path,
+) -> None:
+    lower, upper = tmp_path / "lower", tmp_path / "upper"
+    (lower / "etc").mkdir(parents=True)
+    (upper / "etc").mkdir(parents=True)
+    (upper / "etc/hosts").touch()
+
+    def names() -> list[str]:
+        out = io.BytesIO()
+        with opened(upper) as above, opened(lower) as below:
+            write_layer(above.fd, out, lower=below.fd)
+        return tarnames(out.getvalue())
+
+    same = names()
+    (upper / "etc").chmod(0o700)
+    changed = names()
+
+    assert same == []
+    assert changed == ["etc/"]
+
+
+def test_a_filled_file_in_the_place_of_a_stub_is_kept(overlay: Overlay) -> None:
+    (overlay.merged / "etc").mkdir(exist_ok=True)
+    (overlay.merged / "etc/hosts").write_text("127.0.0.1 here\n")
+
+    assert "etc/hosts" in tarnames(overlay.layer())
+
+
+def tarnames(content: bytes) -> list[str]:
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        return [m.name + "/" * m.isdir() for m in archive]

@@ -39,6 +39,14 @@ _VFS_CAP_REVISION_2: Final = 0x02000000
 _VFS_CAP_REVISION_3: Final = 0x03000000
 _VFS_CAP_FLAGS: Final = 0x00FFFFFF
 
+PLACES: Final = frozenset(
+    {
+        b"proc", b"sys", b"dev", b"etc/hosts", b"etc/hostname", b"etc/resolv.conf",
+        b"sbin/docker-init",
+    }
+)  # fmt: skip
+"""Where the engine itself mounts something: what lies there, empty, nobody inside has made."""
+
 
 class ChangeKind(StrEnum):
     """As ``docker diff`` shows it."""
@@ -127,14 +135,17 @@ def write_layer(
     unshift: Unshift = lambda value: value,
     devices: bool = True,
     userxattr: bool = False,
+    lower: int | None = None,
 ) -> None:
     """Write the upper directory as a layer's archive: whiteouts and opaque marks as OCI has them.
 
     *unshift* maps ids on disk to those in the container. Sockets are left out, and device nodes
-    without *devices*, and files whose names would be whiteouts. The same tree gives the same bytes.
+    without *devices*, and files whose names would be whiteouts, and the empty stubs at `PLACES`.
+    With *lower*, what lies below (ids as in the image), a directory that overlayfs copied up only
+    to hold such stubs is left out as well. The same tree gives the same bytes.
     """
     writer = _LayerWriter(TarWriter(out), unshift, _Marks(userxattr=userxattr), devices=devices)
-    writer.tree(upper, b"")
+    writer.tree(upper, b"", lower)
     writer.close()
 
 
@@ -145,6 +156,7 @@ def open_layer(
     unshift: Unshift = lambda value: value,
     devices: bool = True,
     userxattr: bool = False,
+    lower: int | None = None,
 ) -> Iterator[IO[bytes]]:
     """What `write_layer` writes, as a stream to read from; its failure comes at the end."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
@@ -153,7 +165,14 @@ def open_layer(
     def write() -> None:
         try:
             with open(write_end, "wb") as sink:
-                write_layer(upper, sink, unshift=unshift, devices=devices, userxattr=userxattr)
+                write_layer(
+                    upper,
+                    sink,
+                    unshift=unshift,
+                    devices=devices,
+                    userxattr=userxattr,
+                    lower=lower,
+                )
         except BrokenPipeError:
             pass  # nobody reads any more
         except BaseException as error:
@@ -204,18 +223,59 @@ class _LayerWriter:
         """End the archive."""
         self._writer.close()
 
-    def tree(self, directory: int, path: bytes) -> None:
-        """Write what is in *directory*."""
+    def tree(self, directory: int, path: bytes, lower: int | None = None) -> None:
+        """Write what is in *directory*, which lies over *lower*."""
         if path.count(b"/") > _DEPTH:
             raise FailedError(f"the container's files are nested deeper than {_DEPTH} directories")
         if path and self._marks.is_opaque(directory):
             self._marker(path + b"/.wh..wh..opq")
         for name in sorted(os.fsencode(n) for n in os.listdir(directory)):
             status = _lstat(directory, os.fsdecode(name))
-            if status is not None:
-                self._entry(directory, name, path + b"/" + name if path else name, status)
+            if status is None:
+                continue
+            below = path + b"/" + name if path else name
+            if not self._is_stub(directory, below, status):
+                self._entry(directory, name, below, status, lower)
 
-    def _entry(self, parent: int, name: bytes, path: bytes, status: os.stat_result) -> None:
+    def _is_stub(self, parent: int, path: bytes, status: os.stat_result) -> bool:
+        """Is it the empty place that the engine made to mount something on?"""
+        if path not in PLACES:
+            return False
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size == 0
+        if not stat.S_ISDIR(status.st_mode):
+            return False
+        with _directory(parent, os.fsdecode(path.rpartition(b"/")[2])) as inside:
+            return not os.listdir(inside) and not self._marks.is_opaque(inside)
+
+    def _holds_only_stubs(
+        self, directory: int, path: bytes, status: os.stat_result, below: os.stat_result | None
+    ) -> bool:
+        """Was the directory copied up for stubs alone, and is it otherwise the one below?"""
+        if below is None or not any(place.startswith(path + b"/") for place in PLACES):
+            return False
+        same = (
+            stat.S_IMODE(status.st_mode) == stat.S_IMODE(below.st_mode)
+            and self._unshift(status.st_uid) == below.st_uid
+            and self._unshift(status.st_gid) == below.st_gid
+        )
+        names = [os.fsencode(name) for name in os.listdir(directory)]
+        if not same or not names or self._marks.is_opaque(directory):
+            return False
+        for name in names:
+            found = _lstat(directory, os.fsdecode(name))
+            if found is None or not self._is_stub(directory, path + b"/" + name, found):
+                return False
+        return True
+
+    def _entry(
+        self,
+        parent: int,
+        name: bytes,
+        path: bytes,
+        status: os.stat_result,
+        lower: int | None = None,
+    ) -> None:
         text = os.fsdecode(name)
         if self._marks.is_whiteout(parent, text, status):
             head, slash, _ = path.rpartition(b"/")
@@ -225,11 +285,18 @@ class _LayerWriter:
             return
         match stat.S_IFMT(status.st_mode):
             case stat.S_IFDIR:
-                with _directory(parent, text) as inside:
+                below = None if lower is None else _lstat(lower, text)
+                there = below is not None and stat.S_ISDIR(below.st_mode)
+                with (
+                    _directory(parent, text) as inside,
+                    _optional_directory(lower, text, there) as inside_lower,
+                ):
                     self._marks.refuse_redirect(inside, path)
+                    if self._holds_only_stubs(inside, path, status, below):
+                        return
                     xattrs = self._xattrs(inside)
                     self._writer.add(self._described(path, Kind.DIR, status, xattrs=xattrs))
-                    self.tree(inside, path)
+                    self.tree(inside, path, inside_lower)
             case stat.S_IFREG:
                 self._file(parent, text, path, status)
             case stat.S_IFLNK:
