@@ -1,0 +1,1 @@
+"""Networks: links, addresses, published ports, names."""
