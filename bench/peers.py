@@ -1,6 +1,8 @@
 """The engines that tare is measured against: how to get them, and what each needs to run.
 
     python3 bench/peers.py install      Debian's runc, crun and podman; dockerd is only unpacked
+    python3 bench/peers.py install --newer    those of Debian's trixie, in a root of their own
+                                        (`newer`): where it is, they are measured, not the host's
     python3 bench/peers.py check        starts each that is here, runs `true` by it, stops it
 
 Nothing is started as a service, and no program on PATH is replaced: dockerd and containerd lie in
@@ -27,6 +29,7 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+import newer
 from engines import IMAGE, Api, BenchError, Engine
 
 from harness import images
@@ -198,17 +201,24 @@ def _unmount_below(directory: Path) -> None:
 @contextlib.contextmanager
 def docker(directory: Path, archive: Path) -> Iterator[Engine]:
     """Debian's dockerd on its own containerd, without networks."""
+    base = directory / "docker"
+    base.mkdir()
+    with newer.entered(cache(), directory) as inside:
+        yield from _docker(base, archive, inside)
+
+
+def _docker(base: Path, archive: Path, inside: list[str]) -> Iterator[Engine]:
     programs = cache() / "usr"
     dockerd = programs / "sbin/dockerd"
-    if not dockerd.exists():
+    search = f"{programs}/bin:{programs}/sbin:{os.environ['PATH']}"
+    if inside:
+        dockerd, search = Path("/usr/sbin/dockerd"), os.environ["PATH"]
+    elif not dockerd.exists():
         found = shutil.which("dockerd")
         if found is None:
             raise BenchError("dockerd is not here (python3 bench/peers.py install)")
         dockerd = Path(found)
     client = shutil.which("docker") or str(programs / "bin/docker")
-    search = f"{programs}/bin:{programs}/sbin:{os.environ['PATH']}"
-    base = directory / "docker"
-    base.mkdir()
     endpoint, containerd = base / "docker.sock", base / "containerd.sock"
     (base / "daemon.json").write_text("{}")  # so that the host's own settings do not count
     config = base / "containerd.toml"
@@ -219,15 +229,21 @@ def docker(directory: Path, archive: Path) -> Iterator[Engine]:
     with _cgroups_removed("docker"), contextlib.ExitStack() as stack:
         stack.callback(_unmount_below, base)
         stack.callback(_end_processes, str(base))
-        below = Daemon(
-            ["containerd", "--config", str(config)], base / "containerd.log", {"PATH": search}
-        ) if shutil.which("containerd", path=search) else None  # fmt: skip
+        below = (
+            Daemon(
+                [*inside, "containerd", "--config", str(config)],
+                base / "containerd.log",
+                {"PATH": search},
+            )
+            if inside or shutil.which("containerd", path=search)
+            else None
+        )
         if below is None:
             raise BenchError("containerd is not here (python3 bench/peers.py install)")
         stack.callback(below.stop)
         below.wait_for_file(containerd)
         daemon = Daemon(
-            [str(dockerd), "--host", f"unix://{endpoint}", "--containerd", str(containerd),
+            [*inside, str(dockerd), "--host", f"unix://{endpoint}", "--containerd", str(containerd),
              "--data-root", str(base / "data"), "--exec-root", str(base / "exec"),
              "--pidfile", str(base / "docker.pid"), "--config-file", str(base / "daemon.json"),
              "--exec-opt", "native.cgroupdriver=cgroupfs", "--storage-driver", "overlay2",
@@ -248,14 +264,19 @@ def docker(directory: Path, archive: Path) -> Iterator[Engine]:
 @contextlib.contextmanager
 def podman(directory: Path, archive: Path) -> Iterator[Engine]:
     """Podman on crun (else runc), with its API served from directories of its own."""
-    program = shutil.which("podman")
-    if program is None:
-        raise BenchError("podman is not here (python3 bench/peers.py install)")
     base = directory / "podman"
     base.mkdir()
+    with newer.entered(cache(), directory) as inside:
+        yield from _podman(base, archive, inside)
+
+
+def _podman(base: Path, archive: Path, inside: list[str]) -> Iterator[Engine]:
+    program = "podman" if inside else shutil.which("podman")
+    if program is None:
+        raise BenchError("podman is not here (python3 bench/peers.py install)")
     (base / "containers.conf").write_text(_CONTAINERS_CONF)
-    runtime = shutil.which("crun") or shutil.which("runc") or "crun"
-    command = [program, "--root", f"{base}/root", "--runroot", f"{base}/run", "--tmpdir",
+    runtime = "crun" if inside else shutil.which("crun") or shutil.which("runc") or "crun"
+    command = [*inside, program, "--root", f"{base}/root", "--runroot", f"{base}/run", "--tmpdir",
                f"{base}/tmp", "--storage-driver", "overlay", "--runtime", runtime]  # fmt: skip
     environment = {"CONTAINERS_CONF": f"{base}/containers.conf"}
     endpoint = base / "podman.sock"
@@ -328,23 +349,30 @@ ENGINES: Final = {"tare": tare, "podman": podman, "docker": docker}
 class Runtime:
     """A bare OCI runtime (runc, crun) with one bundle of the busybox image."""
 
-    def __init__(self, name: str, directory: Path, rootfs: Path) -> None:
-        program = shutil.which(name)
+    def __init__(self, name: str, directory: Path, rootfs: Path, inside: list[str]) -> None:
+        program = name if inside else shutil.which(name)
         if program is None:
             raise BenchError(f"{name} is not here (python3 bench/peers.py install)")
-        self.name, self._program = name, program
+        self.name, self._program = name, [*inside, program]
         self._base = directory / name
         self._base.mkdir()
         self._bundle("true", rootfs, ["true"])
         self._bundle("idle", rootfs, ["sleep", "1000000"])
         self._count = 0
-        first = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+        first = subprocess.run(
+            [*self._program, "--version"], capture_output=True, text=True, check=True
+        )
         self.version = first.stdout.split("\n")[0].split()[-1]
 
     def _bundle(self, name: str, rootfs: Path, command: list[str]) -> None:
         bundle = self._base / name
         bundle.mkdir()
-        subprocess.run([self._program, "spec"], cwd=bundle, check=True, capture_output=True)
+        made = subprocess.run(
+            [*self._program[:-1], "sh", "-c", f"cd {bundle} && exec {self._program[-1]} spec"],
+            check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        if made.returncode != 0:
+            raise BenchError(f"{self.name} spec: {made.stderr.strip()[-300:]}")
         path = bundle / "config.json"
         spec = json.loads(path.read_text())
         spec["process"].update(args=command, terminal=False, env=["PATH=/bin"])
@@ -352,7 +380,7 @@ class Runtime:
         path.write_text(json.dumps(spec))
 
     def _call(self, *arguments: str) -> None:
-        command = [self._program, "--root", str(self._base / "state"), *arguments]
+        command = [*self._program, "--root", str(self._base / "state"), *arguments]
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             text=True, check=False,
@@ -371,7 +399,7 @@ class Runtime:
         """A container that runs until the end of the block; its name."""
         name = f"tare-bench-{os.getpid()}-idle"
         # The container must not hold our pipes: run it as a background process.
-        command = [self._program, "--root", str(self._base / "state"), "run", "--detach",
+        command = [*self._program, "--root", str(self._base / "state"), "run", "--detach",
                    "--bundle", str(self._base / "idle"), name]  # fmt: skip
         nothing = subprocess.DEVNULL
         subprocess.run(command, check=True, stdin=nothing, stdout=nothing, stderr=nothing)
@@ -432,9 +460,10 @@ def check() -> int:
                 print(f"peers: {peer}: {error}")
         for runtime in ("crun", "runc"):
             try:
-                one = Runtime(runtime, directory, rootfs)
-                one.run_true()
-                print(f"peers: {runtime} {one.version}: works")
+                with newer.entered(cache(), directory) as inside:
+                    one = Runtime(runtime, directory, rootfs, inside)
+                    one.run_true()
+                    print(f"peers: {runtime} {one.version}: works")
             except (BenchError, OSError) as error:
                 failures += 1
                 print(f"peers: {runtime}: {error}")
@@ -446,7 +475,9 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["install"]:
             install()
+        case ["install", "--newer"]:
+            newer.install(cache())
         case ["check"]:
             sys.exit(check())
         case _:
-            sys.exit("usage: python3 bench/peers.py install | check")
+            sys.exit("usage: python3 bench/peers.py install [--newer] | check")

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import newer
 import peers
 from engines import BenchError, Engine
 from rows import ROWS, Bound, Row, Stage
@@ -142,10 +143,11 @@ def stage_of(stack: contextlib.ExitStack, chosen: frozenset[str], options: Optio
         if engine == "tare":
             peers.see_only_v1_cgroups()
     runtimes: list[peers.Runtime] = []
+    inside = stack.enter_context(newer.entered(peers.cache(), directory))
     for runtime in ("crun", "runc"):
         if runtime in chosen:
             with _left_out(runtime):
-                runtimes.append(peers.Runtime(runtime, directory, rootfs))
+                runtimes.append(peers.Runtime(runtime, directory, rootfs, inside))
     floor = None
     if "floor" in chosen:
         with _left_out("floor"):
