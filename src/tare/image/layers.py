@@ -17,6 +17,7 @@ synced before HEX.json is. Not for: who uses a layer (``index``, ``store``).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -25,7 +26,7 @@ import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -73,8 +74,11 @@ class Layers:
         self._directory = directory
         self._extract = extract
         self._lock = threading.RLock()
+        self._settling = threading.Lock()  # taken before `_lock`, never inside it
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._known: dict[Digest, LayerInfo] = {}
+        # Made and not yet synced: they have no HEX.json, so a crash takes them away whole.
+        self._fresh: dict[Digest, dict[str, object]] = {}
         for path in directory.glob("[0-9a-f]*.json"):
             info = self._read_info(path)
             if info is not None:
@@ -102,6 +106,7 @@ class Layers:
         diff_id: Digest | None = None,
         blob: Descriptor | None = None,
         pin: Callable[[Digest], None] = lambda _: None,
+        durable: bool = True,
     ) -> LayerInfo:
         """Make a layer of an archive, plain or compressed, and verify it.
 
@@ -110,13 +115,15 @@ class Layers:
         3. only then the layer becomes visible, on disk before it does.
 
         *pin* is called with the diff_id before that, so that no collector may take it away.
+        Without *durable* it is visible at once and on disk only after `settle`: a build makes many
+        layers, and one sync serves them all.
         """
         work = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self._directory))
         try:
             measured = _Measured(stream, blob)
             with open_decompressed(measured, digest=True, read_ahead=True) as plain:
                 convert = self._extracted if self._extract else self._erofs
-                summary = convert(_Affordable(plain, self._directory), work)
+                summary = convert(_Affordable(plain, self._directory), work, durable=durable)
                 found = Digest(plain.digest)
                 size = plain.size
             if not size:
@@ -128,9 +135,41 @@ class Layers:
                     hint="the archive or the registry is damaged, or somebody changed it",
                 )
             pin(found)
-            return self._commit(work, found, size, summary)
+            return self._commit(work, found, size, summary, durable=durable)
         finally:
             _remove_tree(work)
+
+    def settle(self, diff_ids: Iterable[Digest]) -> None:
+        """Put on disk whatever of these is not there yet: a crash after this loses nothing."""
+        with self._settling:
+            with self._lock:
+                wanted = [digest for digest in dict.fromkeys(diff_ids) if digest in self._fresh]
+                for digest in wanted:
+                    self._write_facts(digest)
+            if wanted and self._extract:
+                os.sync()  # thousands of files: one sync of the file system is the quickest
+            # All was written before the first sync, whose journal commit serves the others.
+            for digest in wanted:
+                for suffix in (".new",) if self._extract else (".new", ".erofs", ".recipe"):
+                    with contextlib.suppress(FileNotFoundError):  # removed or settled meanwhile
+                        files.sync_file(self._path(digest, suffix))
+            with self._lock:
+                self._publish([digest for digest in wanted if digest in self._fresh])
+
+    def _write_facts(self, digest: Digest) -> None:
+        """Write what will be HEX.json, under a name that means nothing yet."""
+        content = json.dumps(self._fresh[digest], sort_keys=True).encode()
+        with open(self._path(digest, ".new"), "wb", opener=_private) as file:
+            file.write(content)
+
+    def _publish(self, diff_ids: list[Digest]) -> None:
+        """Make layers that are synced visible to the next start, all with one more sync."""
+        for digest in diff_ids:
+            os.rename(self._path(digest, ".new"), self._path(digest, ".json"))
+        if diff_ids:
+            files.sync_directory(self._directory)  # with it, the renames of their files
+        for digest in diff_ids:
+            del self._fresh[digest]
 
     def archive(self, diff_id: Digest) -> Iterator[bytes]:
         """The layer's archive, bit for bit; FailedError at its end if it is not that."""
@@ -162,7 +201,7 @@ class Layers:
         work = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self._directory))
         try:
             with open_decompressed(_Pieces(self.archive(diff_id)), digest=True) as plain:
-                self._erofs(plain, work)
+                self._erofs(plain, work, durable=False)
             if not _same(work / "erofs", info.path):
                 raise _damaged(diff_id)
         finally:
@@ -174,7 +213,9 @@ class Layers:
             info = self._known.pop(diff_id, None)
             if info is None:
                 return 0
-            self._path(diff_id, ".json").unlink(missing_ok=True)
+            self._fresh.pop(diff_id, None)
+            for suffix in (".json", ".new"):
+                self._path(diff_id, suffix).unlink(missing_ok=True)
             freed = 0
             for suffix in (".erofs", ".recipe", ".tar.zst"):
                 path = self._path(diff_id, suffix)
@@ -196,7 +237,7 @@ class Layers:
 
     # -- making one -------------------------------------------------------------------------
 
-    def _erofs(self, plain: ByteSource, work: Path) -> LayerSummary:
+    def _erofs(self, plain: ByteSource, work: Path, *, durable: bool) -> LayerSummary:
         with (
             open(work / "erofs", "xb", buffering=0, opener=_private) as out,
             open(work / "recipe", "xb", opener=_private) as recipe,
@@ -209,12 +250,12 @@ class Layers:
                 writer.add(entry, content)
             summary = writer.finish()
             recorder.finish()
-            for file in (out, recipe):
-                file.flush()
+            recipe.flush()
+            for file in (out, recipe) if durable else ():
                 os.fsync(file.fileno())
         return summary
 
-    def _extracted(self, plain: ByteSource, work: Path) -> LayerSummary:
+    def _extracted(self, plain: ByteSource, work: Path, *, durable: bool) -> LayerSummary:
         root = work / "tree"
         root.mkdir(mode=0o755)
         descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -226,31 +267,31 @@ class Layers:
                 summary = extract.extract(entries, descriptor, rules=rules)
                 copy.finish()
                 kept.flush()
-                os.fsync(kept.fileno())
-            os.sync()  # thousands of files: one sync of the file system is the quickest
+            if durable:
+                os.sync()  # thousands of files: one sync of the file system is the quickest
         finally:
             os.close(descriptor)
         return summary
 
-    def _commit(self, work: Path, diff_id: Digest, size: int, summary: LayerSummary) -> LayerInfo:
+    def _commit(
+        self, work: Path, diff_id: Digest, size: int, summary: LayerSummary, *, durable: bool
+    ) -> LayerInfo:
         with self._lock:
-            if diff_id in self._known:
-                return self._known[diff_id]
-            if self._extract:
-                _remove_tree(self._path(diff_id, ""))
-                os.rename(work / "tree", self._path(diff_id, ""))
-                os.rename(work / "tar.zst", self._path(diff_id, ".tar.zst"))
-            else:
-                os.rename(work / "erofs", self._path(diff_id, ".erofs"))
-                os.rename(work / "recipe", self._path(diff_id, ".recipe"))
-            facts = {"format": _FORMAT, "archive_size": size, **asdict(summary)}
-            # This syncs the directory too, and with it the renames above.
-            path = self._path(diff_id, ".json")
-            files.replace(path, json.dumps(facts, sort_keys=True).encode())
-            info = self._read_info(path)
-            assert info is not None
-            self._known[diff_id] = info
-            return info
+            if diff_id not in self._known:
+                if self._extract:
+                    _remove_tree(self._path(diff_id, ""))
+                    os.rename(work / "tree", self._path(diff_id, ""))
+                    os.rename(work / "tar.zst", self._path(diff_id, ".tar.zst"))
+                else:
+                    os.rename(work / "erofs", self._path(diff_id, ".erofs"))
+                    os.rename(work / "recipe", self._path(diff_id, ".recipe"))
+                facts = {"format": _FORMAT, "archive_size": size, **asdict(summary)}
+                self._known[diff_id] = self._info(diff_id, facts)
+                self._fresh[diff_id] = facts
+            info = self._known[diff_id]
+        if durable:
+            self.settle((diff_id,))
+        return info
 
     # -- reading one ------------------------------------------------------------------------
 
@@ -278,19 +319,24 @@ class Layers:
                 raise FailedError(
                     f"layer {diff_id} was written by a newer tare", hint="upgrade tare"
                 )
-            place = self._path(diff_id, "" if self._extract else ".erofs")
-            if not place.exists():
-                return None
-            return LayerInfo(
-                diff_id=diff_id,
-                path=place,
-                size=int(facts["size"]),
-                archive_size=int(facts["archive_size"]),
-                max_id=int(facts["max_id"]),
-                opaque_root=bool(facts["opaque_root"]),
-            )
+            info = self._info(diff_id, facts)
         except (ValueError, KeyError, TypeError):
             return None
+        return info if info.path.exists() else None
+
+    def _info(self, diff_id: Digest, facts: dict[str, object]) -> LayerInfo:
+        """A layer as *facts* describe it; KeyError, TypeError or ValueError if they do not."""
+        size, archive_size, max_id = (
+            int(str(facts[name])) for name in ("size", "archive_size", "max_id")
+        )
+        return LayerInfo(
+            diff_id=diff_id,
+            path=self._path(diff_id, "" if self._extract else ".erofs"),
+            size=size,
+            archive_size=archive_size,
+            max_id=max_id,
+            opaque_root=bool(facts["opaque_root"]),
+        )
 
     def _path(self, diff_id: Digest, suffix: str) -> Path:
         return self._directory / (diff_id.hex + suffix)

@@ -226,14 +226,21 @@ class ImageStore:
         diff_id: Digest | None = None,
         blob: Descriptor | None = None,
         lease: Lease | None = None,
+        durable: bool = True,
     ) -> LayerInfo:
         """Make a layer of an archive, plain or compressed, verified against what is given.
 
-        It is kept while *lease* lasts, or as long as this process runs, or an image has it.
+        It is kept while *lease* lasts, or as long as this process runs, or an image has it. One
+        that is not *durable* is on disk after `settle`, or when an image with it is added.
         """
         with _disk():
             pin = (lease or self._loose).pin
-            return self._layers.add(stream, diff_id=diff_id, blob=blob, pin=pin)
+            return self._layers.add(stream, diff_id=diff_id, blob=blob, pin=pin, durable=durable)
+
+    def settle(self, diff_ids: Iterable[Digest]) -> None:
+        """Put on disk those of the layers that were added without being durable."""
+        with _disk():
+            self._layers.settle(diff_ids)
 
     def has_layer(self, diff_id: Digest, lease: Lease) -> bool:
         """Is the layer there? If it is, *lease* keeps it."""
@@ -254,6 +261,8 @@ class ImageStore:
 
         A name that meant another image means this one now.
         """
+        with _disk():
+            self._layers.settle(config.diff_ids)
         with _disk(), self._index.lock:
             size = sum(self._layers.get(layer).size for layer in config.diff_ids)
             id = self._blobs.put(config.raw)

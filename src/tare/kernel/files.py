@@ -68,6 +68,15 @@ def sync_directory(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: str | os.PathLike[str]) -> None:
+    """fsync(2) a file by name."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def replace(path: str | os.PathLike[str], content: bytes, *, mode: int = 0o600) -> None:
     """Make *path* hold *content*: after a power cut it holds the old bytes or these.
 
