@@ -13,6 +13,7 @@ from enum import StrEnum
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from tare.model.networking import Joined
 from tare.model.spec import ContainerSpec, ExecSpec
 from tare.model.state import State
 
@@ -83,6 +84,7 @@ class Record:
     workload_dir: str = ""
     log_path: str = ""
     warnings: tuple[str, ...] = ()
+    networks: tuple[Joined, ...] = ()
 
     @property
     def image_id(self) -> str:
@@ -162,6 +164,20 @@ class BlockCount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkCount:
+    """What passed through one interface of a container, counted from its side."""
+
+    rx_bytes: int = 0
+    rx_packets: int = 0
+    rx_errors: int = 0
+    rx_dropped: int = 0
+    tx_bytes: int = 0
+    tx_packets: int = 0
+    tx_errors: int = 0
+    tx_dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """What a container used, read from its cgroup once; CPU times are totals in ns.
 
@@ -188,6 +204,7 @@ class Sample:
     pids_limit: int = 0  # 0: none
     block_bytes: tuple[BlockCount, ...] = ()
     block_ops: tuple[BlockCount, ...] = ()
+    networks: Mapping[str, NetworkCount] = field(default_factory=dict)  # by interface
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

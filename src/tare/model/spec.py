@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from tare.model.networking import NetworkWish, PortWish
+
 
 class SecurityProfile(StrEnum):
     """The named postures of docs/threat-model.md."""
@@ -30,7 +32,7 @@ class MountKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """One mount asked for with ``-v``, ``--mount`` or ``--tmpfs``.
+    """One mount asked for with ``-v``, ``--mount`` or ``--tmpfs``, or by an image's VOLUME.
 
     ``options`` are the extra words of ``-v a:b:OPTIONS`` or ``--tmpfs a:OPTIONS`` that have no
     field here, already checked.
@@ -46,6 +48,19 @@ class Mount:
     tmpfs_size: int | None = None
     tmpfs_mode: int | None = None
     options: tuple[str, ...] = ()
+    subpath: str = ""
+    no_copy: bool = False  # a volume is not filled from the image
+    anonymous: bool = False  # a volume that nobody named; ``source`` is its name once it is made
+    volume: VolumeWish | None = None  # how to make the volume if it is not there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeWish:
+    """What ``--mount type=volume`` says of a volume that may have to be made."""
+
+    driver: str = ""
+    options: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +166,10 @@ class Security:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Namespaces:
-    """Docker's words: ``""`` own, ``host``, ``container:ID``; network also ``none``."""
+    """Docker's words: ``""`` own, ``host``, ``container:ID``; network also ``none``.
+
+    Which networks an own network namespace is linked to is in `ContainerSpec.networks`.
+    """
 
     network: str = ""
     pid: str = ""
@@ -210,8 +228,15 @@ class ContainerSpec:
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
+    network_mode: str = ""  # as asked for, for inspect; "" is what `namespaces` says
+    networks: tuple[NetworkWish, ...] = ()
+    network_rate: int | None = None  # bytes a second, each direction
+    ports: tuple[PortWish, ...] = ()
+    publish_all: bool = False
+    links: tuple[str, ...] = ()  # NAME[:ALIAS], as asked for
     exposed_ports: tuple[str, ...] = ()
-    volumes: tuple[str, ...] = ()  # VOLUME targets of the image
+    volumes: tuple[str, ...] = ()  # VOLUME targets of the image, and of ``-v /path``
+    volumes_from: tuple[str, ...] = ()  # CONTAINER[:ro|rw], until create has resolved them
     attach_stdin: bool = False  # for inspect only
     attach_stdout: bool = True
     attach_stderr: bool = True
