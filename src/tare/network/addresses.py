@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
 from tare.errors import ConflictError, InvalidError
-from tare.kernel import netlink
+from tare.kernel import rtnetlink
 from tare.network.values import Address, Prefix, Subnet
 
 
@@ -47,7 +47,7 @@ def host_prefixes(except_interfaces: Container[str] = ()) -> tuple[Prefix, ...]:
 
     Those of *except_interfaces* (the engine's own bridges) are left out too.
     """
-    with netlink.Socket() as kernel:
+    with rtnetlink.Routing() as kernel:
         ours = {link.index for link in kernel.links() if link.name in except_interfaces}
         found = {
             route.destination
@@ -128,14 +128,10 @@ def check_subnet(subnet: Subnet, taken: Mapping[Prefix, str]) -> Subnet:
     ):
         raise InvalidError(f"the range {subnet.range} is not in the subnet {prefix}")
     gateway = subnet.gateway if subnet.gateway is not None else prefix[1]
-    return Subnet(
-        prefix=prefix, gateway=gateway, range=subnet.range, reserved=subnet.reserved
-    )
+    return Subnet(prefix=prefix, gateway=gateway, range=subnet.range, reserved=subnet.reserved)
 
 
-def next_address(
-    subnet: Subnet, used: Container[Address], after: Address | None = None
-) -> Address:
+def next_address(subnet: Subnet, used: Container[Address], after: Address | None = None) -> Address:
     """A free address of *subnet*: the first after *after*, then from the beginning again.
 
     Going on after the last one given out leaves an address alone for a while when its holder is

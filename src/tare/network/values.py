@@ -179,8 +179,6 @@ def mac_of(address: Address) -> str:
 
     The four bytes of an IPv4 address, as Docker does it; a digest of an IPv6 one.
     """
-    if address.version == 4:
-        tail = address.packed
-    else:
-        tail = hashlib.sha256(address.packed).digest()[:4]
+    four = address.version == 4
+    tail = address.packed if four else hashlib.sha256(address.packed).digest()[:4]
     return ":".join(f"{byte:02x}" for byte in (0x02, 0x42, *tail))

@@ -1,0 +1,229 @@
+"""One interface of a sandbox: made straight into another network namespace, and set up there.
+
+`attach` is what a container's start and a later connect have in common: the link (a veth whose
+other end is a port of a bridge, or a macvlan), its addresses, routes, rate, and what the bridge
+lets the port do. Every step is netlink; few system calls carry all of it.
+
+Not for: bridges themselves (tare.network.bridge), or which address belongs to whom.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from ipaddress import IPv6Interface, ip_address, ip_interface, ip_network
+from typing import Final, Self, TypedDict
+
+from tare.kernel import rtnetlink
+from tare.kernel.netlink import Message
+from tare.kernel.rtnetlink import Routing
+
+VETH: Final = "veth"
+MACVLAN: Final = "macvlan"
+
+
+class Plain(TypedDict):
+    """`Interface` as JSON: what crosses from the daemon to the keeper."""
+
+    kind: str
+    parent: str
+    host_name: str
+    name: str
+    mac: str
+    mtu: int
+    addresses: list[str]
+    gateways: list[str]
+    routes: list[tuple[str, str]]
+    ipv6: bool
+    isolated: bool
+    rate: int
+    alias: str
+    mode: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """What to make. Addresses are text with a prefix length (``172.17.0.2/16``).
+
+    ``parent`` is the bridge that ``host_name``, the outer end, becomes a port of; of a macvlan it
+    is the interface on whose wire it is. ``gateways`` are those of the default routes.
+    ``routes`` are further ones: destination and gateway. Without ``ipv6`` it has no IPv6 address
+    at all. ``rate`` is in bytes a second, 0 for none; ``mode`` is a macvlan's.
+    """
+
+    kind: str = VETH
+    parent: str
+    host_name: str = ""
+    name: str = "eth0"
+    mac: str
+    mtu: int = 1500
+    addresses: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+    routes: tuple[tuple[str, str], ...] = ()
+    ipv6: bool = False
+    isolated: bool = False
+    rate: int = 0
+    alias: str = ""
+    mode: str = "bridge"
+
+    def plain(self) -> Plain:
+        """As JSON."""
+        values = asdict(self)
+        for name in ("addresses", "gateways", "routes"):
+            values[name] = list(values[name])
+        plain: Plain = values  # type: ignore[assignment]  # the same fields
+        return plain
+
+    @classmethod
+    def of(cls, plain: Plain) -> Self:
+        """From JSON."""
+        values: Mapping[str, object] = plain
+        changed = {
+            **values,
+            "addresses": tuple(plain["addresses"]),
+            "gateways": tuple(plain["gateways"]),
+            "routes": tuple((to, via) for to, via in plain["routes"]),
+        }
+        return cls(**changed)  # type: ignore[arg-type]  # the same fields
+
+
+class Attacher:
+    """Attaches interfaces; holds the connection to the own namespace, which every start needs."""
+
+    def __init__(self) -> None:
+        self._outer = Routing()
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._outer.close()
+
+    def attach(self, wanted: Interface, namespace: int) -> None:
+        """Make *wanted* in the network namespace of that descriptor; on OSError nothing is left.
+
+        An outer end of that name, of a container that is being taken down, is replaced.
+        """
+        with _named(wanted), Routing(namespace=namespace) as inner:
+            if wanted.kind == MACVLAN:
+                self._macvlan(wanted, namespace, inner)
+            else:
+                self._veth(wanted, namespace, inner)
+
+    def _veth(self, wanted: Interface, namespace: int, inner: Routing) -> None:
+        name = wanted.host_name
+        bridge = _index(wanted.parent)
+        create = rtnetlink.new_veth(
+            name,
+            mtu=wanted.mtu,
+            peer=wanted.name,
+            peer_mac=wanted.mac,
+            namespace=namespace,
+            master=bridge,
+        )
+        try:
+            self._outer.request(create)
+        except FileExistsError:
+            self.detach(name)
+            self._outer.request(create)
+        try:
+            outside = _index(name)
+            _configure(wanted, inner)
+            # The inner end is up already, so this end has a carrier from the first moment.
+            self._outer.request(*_port(wanted, outside))
+        except BaseException:
+            self.detach(name)
+            raise
+
+    def _macvlan(self, wanted: Interface, namespace: int, inner: Routing) -> None:
+        create = rtnetlink.new_macvlan(
+            wanted.name,
+            parent=_index(wanted.parent),
+            mode=wanted.mode,
+            mtu=wanted.mtu,
+            mac=wanted.mac,
+            namespace=namespace,
+        )
+        self._outer.request(create)
+        try:
+            _configure(wanted, inner)
+        except BaseException:
+            remove_inside(wanted.name, inner)
+            raise
+
+    def detach(self, host_name: str) -> None:
+        """Remove an outer end, and so the inner one; nothing happens when there is none."""
+        with contextlib.suppress(OSError):
+            index = _index(host_name)
+            self._outer.request(rtnetlink.delete_link(index, host_name), ignore=(errno.ENODEV,))
+
+
+def remove_inside(name: str, inner: Routing) -> None:
+    """Remove the interface *name* of a namespace by a connection into it, if it is there."""
+    link = inner.link(name)
+    if link is not None:
+        inner.request(rtnetlink.delete_link(link.index, name), ignore=(errno.ENODEV,))
+
+
+def _index(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        raise OSError(errno.ENODEV, "no such network interface", name) from None
+
+
+@contextlib.contextmanager
+def _named(wanted: Interface) -> Iterator[None]:
+    """Every failure names the interface that it is about."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = f"{wanted.name} on {wanted.parent}"
+        raise
+
+
+def _configure(wanted: Interface, inner: Routing) -> None:
+    """The inner end: no address of its own, then up, addresses, routes."""
+    name = wanted.name
+    index = inner.index(name)
+    messages: list[Message] = [
+        rtnetlink.no_link_local(index, name),
+        rtnetlink.set_link(index, name, up=True),
+    ]
+    if wanted.ipv6:
+        messages.append(rtnetlink.new_address(index, link_local(wanted.mac), name))
+    messages += [rtnetlink.new_address(index, ip_interface(a), a) for a in wanted.addresses]
+    for destination, via in wanted.routes:
+        gateway = ip_address(via) if via else None
+        messages.append(rtnetlink.new_route(index, ip_network(destination), gateway, destination))
+    for via in wanted.gateways:
+        gateway = ip_address(via)
+        everywhere = ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0")
+        messages.append(rtnetlink.new_route(index, everywhere, gateway, via))
+    if wanted.rate:
+        messages.append(rtnetlink.token_bucket(index, wanted.rate, name))
+    inner.request(*messages)
+
+
+def _port(wanted: Interface, index: int) -> list[Message]:
+    """The outer end: hardened before it is up."""
+    name = wanted.host_name
+    messages = [
+        rtnetlink.no_link_local(index, name),
+        rtnetlink.set_port(index, name, isolated=wanted.isolated, locked=True),
+        rtnetlink.new_forwarding(index, wanted.mac, name),
+        rtnetlink.set_link(index, name, up=True, alias=wanted.alias or None),
+    ]
+    if wanted.rate:
+        messages.append(rtnetlink.token_bucket(index, wanted.rate, name))
+    return messages
+
+
+def link_local(mac: str) -> IPv6Interface:
+    """The link-local address that goes with a MAC address (RFC 4291, appendix A)."""
+    data = bytearray(rtnetlink.mac_bytes(mac))
+    data[0] ^= 2
+    packed = b"\xfe\x80" + bytes(6) + bytes(data[:3]) + b"\xff\xfe" + bytes(data[3:])
+    return IPv6Interface((packed, 64))
