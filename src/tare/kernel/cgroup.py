@@ -102,6 +102,13 @@ class Group(ABC):
         FileExistsError if it has processes; on failure nothing new is left behind.
         """
 
+    def rename(self, path: str) -> None:
+        """Be called *path* from now on, below the same parent; only version 1 can.
+
+        On failure it may be found under both names in part; `remove` of both clears that.
+        """
+        raise OSError(errno.EOPNOTSUPP, "this control group cannot be renamed", path)
+
     @abstractmethod
     def apply(self, limits: Limits) -> list[str]:
         """Put *limits* in force; the answer is warnings, for what is accepted but without effect.
@@ -167,6 +174,11 @@ class Group(ABC):
     @abstractmethod
     def stats(self) -> Stats:
         """What the group uses and has used."""
+
+    def totals(self) -> tuple[int, int]:
+        """CPU time used in nanoseconds, and the highest memory use in bytes; `stats` in short."""
+        stats = self.stats()
+        return stats.cpu.total_ns, stats.memory.max_usage
 
     @abstractmethod
     def oom_kills(self) -> int:

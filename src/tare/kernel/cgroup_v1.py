@@ -91,6 +91,25 @@ class GroupV1(Group):
                     os.rmdir(directory)
             raise
 
+    def rename(self, path: str) -> None:
+        """See `Group.rename`: rename(2) of each directory, cgroup1_rename in the kernel."""
+        if self._v2 is not None:
+            super().rename(path)
+        renamed: list[str] = []
+        after = GroupV1(self.layout, self.layout.group(path).path)
+        try:
+            for directory, target in zip(self._eager, after._eager, strict=True):
+                os.rename(directory, target)
+                renamed.append(target)
+            for directory in after._lazy:
+                remove_tree(directory)
+        except BaseException:
+            for directory in renamed:
+                with contextlib.suppress(OSError):
+                    os.rmdir(directory)
+            raise
+        self.path, self._eager, self._lazy = after.path, after._eager, after._lazy
+
     def _make(self, directory: str) -> None:
         for _ in range(3):
             try:
@@ -509,6 +528,13 @@ class GroupV1(Group):
                 self._get("blkio", "blkio.throttle.io_serviced_recursive"),
             ),
             pressure={} if self._v2 is None else self._v2.pressure(),
+        )
+
+    def totals(self) -> tuple[int, int]:
+        """See `Group.totals`."""
+        return (
+            cs.parse_number(self._get("cpuacct", "cpuacct.usage")),
+            cs.parse_number(self._get("memory", "memory.max_usage_in_bytes")),
         )
 
     def _cpu_stats(self) -> cs.CpuStats:

@@ -400,6 +400,11 @@ class GroupV2(Group):
             pressure=self.pressure(),
         )
 
+    def totals(self) -> tuple[int, int]:
+        """See `Group.totals`."""
+        cpu = cs.parse_flat(self._get("cpu.stat"))
+        return cpu.get("usage_usec", 0) * 1000, cs.parse_number(self._get("memory.peak"))
+
     def _memory_stats(self) -> cs.MemoryStats:
         raw = cs.parse_flat(self._get("memory.stat"))
         events = cs.parse_flat(self._get("memory.events"))

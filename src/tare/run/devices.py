@@ -21,6 +21,13 @@ _DEFAULT: Final = (
     ("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9),
     ("tty", 5, 0),
 )  # fmt: skip
+_LINKS: Final = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+)
 _DEFAULT_RULES: Final = DEFAULT_DEVICES
 _SKIPPED: Final = frozenset({"pts", "shm", "mqueue", "fd", "console", "ptmx", "hugepages"})
 _SIZE: Final = "65536"
@@ -34,6 +41,7 @@ class Devices:
 
     tree: int
     rules: tuple[DeviceRule, ...]
+    shifted: bool = True  # its ids are the sandbox's already
 
 
 def make_empty(wanted: list[DeviceNode]) -> Devices:
@@ -49,20 +57,47 @@ def make_empty(wanted: list[DeviceNode]) -> Devices:
     return Devices(tree, ())
 
 
+def make_default() -> int:
+    """A detached /dev with the default nodes and links, all of id 0.
+
+    For any sandbox without devices of its own: it is shown through the sandbox's id map.
+    """
+    tree = _new(_NODES, 0)
+    try:
+        for name, major, minor in _DEFAULT:
+            _node(tree, name, stat.S_IFCHR | 0o666, os.makedev(major, minor), 0)
+        for name in ("pts", "shm", "mqueue"):
+            os.mkdir(name, 0o755, dir_fd=tree)
+        make_links(tree)
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
+
+
+def make_links(tree: int) -> None:
+    """The symlinks of a /dev; none is made if the first is there."""
+    try:
+        for name, text in _LINKS:
+            os.symlink(text, name, dir_fd=tree)
+    except FileExistsError:
+        pass
+
+
+def _new(nodes: int, owner: int) -> int:
+    options = [
+        ("mode", "755"), ("size", _SIZE), ("nr_inodes", str(nodes)),
+        ("uid", str(owner)), ("gid", str(owner)),
+    ]  # fmt: skip
+    return mount.filesystem("tmpfs", options, attributes=mount.NOSUID | mount.NOEXEC)
+
+
 def make(wanted: list[DeviceNode], owner: int, *, everything: bool, rules: list[str]) -> Devices:
     """A new /dev with the default nodes, *wanted* ones, or *everything* the host has.
 
     MissingError and InvalidError name the device.
     """
-    nodes = str(_NODES_PRIVILEGED if everything else _NODES)
-    tree = mount.filesystem(
-        "tmpfs",
-        [
-            ("mode", "755"), ("size", _SIZE), ("nr_inodes", nodes),
-            ("uid", str(owner)), ("gid", str(owner)),
-        ],
-        attributes=mount.NOSUID | mount.NOEXEC,
-    )  # fmt: skip
+    tree = _new(_NODES_PRIVILEGED if everything else _NODES, owner)
     try:
         for name, major, minor in _DEFAULT:
             _node(tree, name, stat.S_IFCHR | 0o666, os.makedev(major, minor), owner)

@@ -27,6 +27,7 @@ from typing import Final, NoReturn
 from tare.errors import FailedError, InvalidError
 from tare.kernel import files, mount, process
 from tare.run import walls
+from tare.run.devices import make_links
 from tare.run.handover import (
     CANNOT_EXECUTE,
     MAXIMUM_MESSAGE,
@@ -46,13 +47,6 @@ STREAMS: Final = b"streams"
 _QUIET: Final = mount.NOSUID | mount.NODEV | mount.NOEXEC
 _SYSCTLS: Final = "/proc/sys"
 _PTS_MAXIMUM: Final = 1024
-_LINKS: Final = (
-    ("fd", "/proc/self/fd"),
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-    ("ptmx", "pts/ptmx"),
-)
 MAXIMUM_FDS: Final = 250
 
 
@@ -422,8 +416,7 @@ class _Builder:
         target = self._in_dev("pts")
         mount.attach_at(self.pts, target, subject="/dev/pts")
         os.close(target)
-        for name, text in _LINKS:
-            os.symlink(text, name, dir_fd=self.device_tree)
+        make_links(self.device_tree)
         for name, tree in self._bound_devices:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             os.close(os.open(name, flags, 0o666, dir_fd=self.device_tree))

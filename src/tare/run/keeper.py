@@ -44,6 +44,7 @@ from tare.run.output import Stream
 from tare.run.protocol import VERSION, Message, Receiver, Sender
 from tare.run.sandbox import Log, Sandbox
 from tare.run.spares import Spares
+from tare.run.stock import Stock
 from tare.run.stub import Stub
 
 _SPARES: Final = 3
@@ -128,13 +129,16 @@ class Keeper:
         self.watch(listener.fileno(), select.EPOLLIN, self._accept)
         idle_since = time.monotonic()
         while True:
-            context, spares = self._context, self._context.spares
-            wanted = spares is not None and spares.wanted
+            context, spares, stock = self._context, self._context.spares, self._context.stock
+            more = spares is not None and spares.wanted
+            wanted = more or (stock is not None and stock.wanted)
             ready = self._epoll.poll(_SOON if wanted or context.deferred else 5.0)
             if not ready and (wanted or context.deferred):
                 # Nothing to do right now: tidy up, and prepare for what comes next.
                 context.close_deferred()
-                if spares is not None and wanted:
+                if stock is not None and stock.wanted:
+                    stock.fill()
+                elif spares is not None and more:
                     spares.fill()
                 continue
             if len(context.deferred) > _MOST_DEFERRED:
@@ -149,6 +153,8 @@ class Keeper:
             elif time.monotonic() - idle_since > 10:
                 if spares is not None:
                     spares.close()
+                if stock is not None:
+                    stock.close()
                 return
 
     def _accept(self, _: int) -> None:
@@ -534,10 +540,10 @@ def wait_for(pidfd: int) -> tuple[int, bool]:
 def usage(group: cgroup.Group) -> Message:
     """What the container used until its end, as far as the kernel still says."""
     try:
-        stats = group.stats()
+        cpu_ns, memory_peak = group.totals()
     except OSError:
         return {}
-    return {"cpu_ns": stats.cpu.total_ns, "memory_peak": stats.memory.max_usage}
+    return {"cpu_ns": cpu_ns, "memory_peak": memory_peak}
 
 
 def write_new(path: str, content: bytes) -> None:
@@ -588,11 +594,13 @@ def main(arguments: list[str]) -> int:
     last_capability = confine.last_capability()
     test_points = os.open(points, os.O_RDONLY | os.O_DIRECTORY) if points else None
     layout = cgroup.detect(privileged=False if rootless else None).plain()
-    spares = None
+    spares = stock = None
     if layout.mode in (cgroup.Mode.V1, cgroup.Mode.NONE) and not rootless:
         spares = Spares(_SPARES, stub, last_capability, test_points)
+        stock = Stock(_SPARES, layout)
     context = Context(
         spares=spares,
+        stock=stock,
         layout=layout,
         layers=rootfs.Layers(),
         stub=stub,

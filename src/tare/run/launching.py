@@ -33,6 +33,7 @@ from tare.kernel import cgroup, files, mount, process
 from tare.run import devices, handover, init, rootfs, spares
 from tare.run.sandbox import Bind, Sandbox
 from tare.run.spares import Spare, Spares
+from tare.run.stock import Stock
 from tare.run.stub import Stub
 
 
@@ -49,6 +50,7 @@ class Context:
     rootless: bool
     nofile_hard: int
     spares: Spares | None = None
+    stock: Stock | None = None
     deferred: list[int] = field(default_factory=list)  # descriptors to close when idle
 
     def close_deferred(self) -> None:
@@ -230,19 +232,19 @@ def _launch(
         if spare is not None:
             work.owner = spare.owner
             _limit(work)
-            _hand_over_root(work, made.tree, context, closing)
+            _hand_over_root(work, made, context, closing)
             inherited = _streams(work, work.control, context, closing)
-            _make_group(work, made.rules, inherited, closing)
+            _make_group(work, made.rules, inherited, context, closing)
             streams = [inherited.stdout, inherited.stderr, *inherited.tasks]
             if inherited.stdin is not None:
                 streams.insert(0, inherited.stdin)
             _pass(work.control, init.STREAMS, streams)
         else:
             inherited = _streams(work, theirs or work.control, context, closing)
-            _make_group(work, made.rules, inherited, closing)
+            _make_group(work, made.rules, inherited, context, closing)
             _clone(work, inherited, closing)
             _limit(work)
-            _hand_over_root(work, made.tree, context, closing)
+            _hand_over_root(work, made, context, closing)
         if work.sandbox["flags"] & process.CLONE_NEWNET:
             # Tearing down a network namespace takes long: keep it until the exit is reported.
             path = f"/proc/{work.pid}/ns/net"
@@ -251,7 +253,12 @@ def _launch(
 
 def _devices(work: Launch, context: Context, closing: contextlib.ExitStack) -> devices.Devices:
     sandbox = work.sandbox
-    if context.rootless:
+    tree = None
+    if context.stock is not None and _usual_devices(sandbox):
+        tree = context.stock.take_devices()
+    if tree is not None:
+        made = devices.Devices(tree, cgroup.DEFAULT_DEVICES, shifted=False)
+    elif context.rootless:
         made = devices.make_empty(sandbox["devices"])
     else:
         made = devices.make(
@@ -262,6 +269,11 @@ def _devices(work: Launch, context: Context, closing: contextlib.ExitStack) -> d
         )
     closing.callback(os.close, made.tree)
     return made
+
+
+def _usual_devices(sandbox: Sandbox) -> bool:
+    special = sandbox["devices"] or sandbox["all_devices"] or sandbox["cgroup"]["devices"]
+    return not special
 
 
 def _clone(work: Launch, inherited: handover.Inherited, closing: contextlib.ExitStack) -> None:
@@ -285,7 +297,7 @@ def _clone(work: Launch, inherited: handover.Inherited, closing: contextlib.Exit
 
 
 def _hand_over_root(
-    work: Launch, device_tree: int, context: Context, closing: contextlib.ExitStack
+    work: Launch, made: devices.Devices, context: Context, closing: contextlib.ExitStack
 ) -> None:
     """Map the ids, make the overlay and the binds, and send them."""
     sandbox = work.sandbox
@@ -299,7 +311,9 @@ def _hand_over_root(
         closing.callback(os.close, user_namespace)
     root = _root(work, context, user_namespace, id_map[0] if id_map else 0)
     work.kept.append(root)
-    trees = [root, device_tree]
+    if user_namespace >= 0 and not made.shifted:
+        mount.map_ids(made.tree, user_namespace)
+    trees = [root, made.tree]
     for wanted in sandbox["binds"]:
         tree = clone_bind(wanted, user_namespace)
         trees.append(tree)
@@ -467,14 +481,20 @@ def _make_group(
     work: Launch,
     rules: tuple[cgroup.DeviceRule, ...],
     inherited: handover.Inherited,
+    context: Context,
     closing: contextlib.ExitStack,
 ) -> None:
     wanted = work.sandbox["cgroup"]
-    limits = limits_of(wanted["limits"], wanted["throttles"], rules)
-    group = work.group
-    group.create()
-    work.warnings += group.apply(limits)
-    inherited.tasks = group.open_tasks()
+    prepared = None
+    if context.stock is not None and _usual_devices(work.sandbox):
+        prepared = context.stock.take_group(work.group.path)
+    if prepared is not None:
+        work.group, inherited.tasks, rules = prepared.group, prepared.tasks, ()
+    else:
+        work.group.create()
+    work.warnings += work.group.apply(limits_of(wanted["limits"], wanted["throttles"], rules))
+    if prepared is None:
+        inherited.tasks = work.group.open_tasks()
     for descriptor in inherited.tasks:
         closing.callback(os.close, descriptor)
 
