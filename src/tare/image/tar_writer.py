@@ -6,7 +6,7 @@ Not for: deciding what goes in, or compression.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
 from tare.errors import FailedError, InvalidError
@@ -33,37 +33,47 @@ class TarWriter:
         self._write = stream.write
 
     def add(self, entry: Entry, data: Iterable[bytes | memoryview] = ()) -> None:
-        """Write *entry* and its *data*: for a sparse one, the data of its pieces in order.
-
-        FailedError when *data* is not as long as the entry says: the archive is then of no use.
-        """
-        records = _records(entry)
-        prefix = _sparse_prefix(entry)
-        stored = entry.stored + len(prefix)
-        if stored > _OCTAL_11:
-            records[b"size"] = b"%d" % stored
-        name, prefix_field = _split_name(_stored_name(entry), records)
-        if records:
-            self._write(_pax_header(entry, records))
-        self._write(_header(entry, name, prefix_field, stored))
-        if prefix:
-            self._write(prefix)
-        written = len(prefix)
-        for chunk in data:
-            written += len(chunk)
-            if written > stored:
-                break
-            self._write(chunk)
-        if written != stored:
-            raise FailedError(
-                f"{entry.path!r} changed while it was archived: {stored} bytes were announced"
-            )
-        if written % _BLOCK:
-            self._write(bytes(-written % _BLOCK))
+        """Write *entry* and its *data*, as `archived` gives them."""
+        for piece in archived(entry, data):
+            self._write(piece)
 
     def close(self) -> None:
         """Write the archive's end."""
-        self._write(bytes(2 * _BLOCK))
+        self._write(END)
+
+
+def archived(entry: Entry, data: Iterable[bytes | memoryview] = ()) -> Iterator[bytes | memoryview]:
+    """The bytes of *entry* and its *data* in an archive: of a sparse one, its pieces in order.
+
+    FailedError when *data* is not as long as the entry says: the archive is then of no use.
+    """
+    records = _records(entry)
+    prefix = _sparse_prefix(entry)
+    stored = entry.stored + len(prefix)
+    if stored > _OCTAL_11:
+        records[b"size"] = b"%d" % stored
+    name, prefix_field = _split_name(_stored_name(entry), records)
+    if records:
+        yield _pax_header(entry, records)
+    yield _header(entry, name, prefix_field, stored)
+    if prefix:
+        yield prefix
+    written = len(prefix)
+    for chunk in data:
+        written += len(chunk)
+        if written > stored:
+            break
+        yield chunk
+    if written != stored:
+        raise FailedError(
+            f"{entry.path!r} changed while it was archived: {stored} bytes were announced"
+        )
+    if written % _BLOCK:
+        yield bytes(-written % _BLOCK)
+
+
+END: Final = bytes(2 * _BLOCK)
+"""What ends an archive."""
 
 
 def _stored_name(entry: Entry) -> bytes:

@@ -1,0 +1,226 @@
+"""A build context: an archive that is kept as it came, and never unpacked.
+
+The data of its files lies in one file without a name, in the order of its arrival; the tree is
+in memory, with the digest of each file taken once, as it passed. So there is no directory that a
+path of the archive could lead out of, and a daemon that is killed leaves nothing behind.
+
+Not for: contexts that are directories already (a clone): `tree.DirectoryTree` shows those.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from tare.build.tree import Node, Tree, join, resolve
+from tare.errors import FailedError, InvalidError
+from tare.image import tar
+from tare.image.compress import open_decompressed
+from tare.image.entry import ByteSource, Entry, Kind, show
+
+_CHUNK: Final = 1 << 20
+_CHECKED: Final = 64 << 20
+_EMPTY: Final = hashlib.sha256().hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Where the data of a file lies, and what it is."""
+
+    node: Node
+    offset: int = 0
+    length: int = 0
+    digest: str = _EMPTY
+
+
+class Context:
+    """The files of one build; `close` it. Implements `tree.Tree`."""
+
+    owned = False
+
+    def __init__(self, directory: Path) -> None:
+        """An empty context, whose data will lie on the disk of *directory*."""
+        flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+        self._file = os.open(directory, flags, 0o600)
+        self._length = 0
+        self._room = 0
+        root = _Stored(Node(Kind.DIR))
+        self._stored: dict[bytes, _Stored] = {b"": root}
+        self._children: dict[bytes, dict[bytes, None]] = {b"": {}}
+        self._identities = 0
+
+    def close(self) -> None:
+        """Let go of the data."""
+        os.close(self._file)
+
+    # --- filling it ---------------------------------------------------------------------------
+
+    def take(self, stream: ByteSource) -> None:
+        """Add what an archive holds, plain or compressed; InvalidError if it is not a sound one."""
+        with open_decompressed(stream) as plain:
+            for entry, content in tar.read(plain):
+                self._add(entry, content.chunks)
+
+    def put(self, path: bytes, data: bytes, *, mode: int = 0o644) -> None:
+        """Add one file."""
+        self._add(Entry(path, Kind.FILE, mode=mode, size=len(data)), lambda: iter((data,)))
+
+    def _add(self, entry: Entry, chunks: Callable[[], Iterator[bytes | memoryview]]) -> None:
+        path = entry.path
+        if not path:
+            if entry.kind is Kind.DIR:
+                self._stored[b""] = _Stored(_node(entry))
+            return
+        parent, _, name = path.rpartition(b"/")
+        self._make_parents(parent)
+        known = self._stored.get(path)
+        if entry.kind is Kind.HARDLINK:
+            stored = self._linked(entry)
+        elif entry.kind is Kind.FILE:
+            stored = self._store(entry, chunks())
+        else:
+            stored = _Stored(_node(entry))
+        if known is not None and known.node.kind is Kind.DIR:
+            if entry.kind is Kind.DIR:
+                self._stored[path] = stored
+                return
+            self.remove(path)
+        self._stored[path] = stored
+        self._children[parent][name] = None
+        if entry.kind is Kind.DIR:
+            self._children[path] = {}
+
+    def _make_parents(self, path: bytes) -> None:
+        if path in self._children:
+            return
+        above, _, name = path.rpartition(b"/")
+        self._make_parents(above)
+        if path in self._stored:
+            raise InvalidError(f"the build context has entries below {show(path)}, no directory")
+        self._stored[path] = _Stored(Node(Kind.DIR))
+        self._children[path] = {}
+        self._children[above][name] = None
+
+    def _linked(self, entry: Entry) -> _Stored:
+        target = self._stored.get(entry.linkname)
+        if target is None or target.node.kind is Kind.DIR:
+            raise InvalidError(
+                f"the build context has a hard link {show(entry.path)} to"
+                f" {show(entry.linkname)}, which is no file in it"
+            )
+        if target.node.identity is None:
+            self._identities += 1
+            target = replace(target, node=replace(target.node, identity=(0, self._identities)))
+            self._stored[entry.linkname] = target
+        return target
+
+    def _store(self, entry: Entry, chunks: Iterator[bytes | memoryview]) -> _Stored:
+        start = self._length
+        found = hashlib.sha256()
+        if entry.sparse is not None:  # the holes are part of what it is
+            found.update(repr((entry.size, entry.sparse)).encode())
+        for chunk in chunks:
+            found.update(chunk)
+            self._write(chunk)
+        return _Stored(_node(entry), start, self._length - start, found.hexdigest())
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._room -= len(data)
+        if self._room < 0:
+            status = os.fstatvfs(self._file)
+            if status.f_bavail * status.f_frsize < 2 * _CHECKED:
+                raise FailedError(
+                    "no space left on the device that holds the build context",
+                    hint="tare builder prune frees what builds keep",
+                )
+            self._room = _CHECKED - len(data)
+        view = memoryview(data)
+        while view:
+            try:
+                done = os.pwrite(self._file, view, self._length)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise FailedError(
+                    "no space left on the device that holds the build context",
+                    hint="tare builder prune frees what builds keep",
+                ) from error
+            self._length += done
+            view = view[done:]
+
+    def remove(self, path: bytes) -> None:
+        """Forget a file, or a directory with all below it."""
+        for name in list(self._children.get(path, ())):
+            self.remove(join(path, name))
+        self._children.pop(path, None)
+        if self._stored.pop(path, None) is not None and path:
+            parent, _, name = path.rpartition(b"/")
+            self._children[parent].pop(name, None)
+
+    def paths(self) -> list[bytes]:
+        """Every path in it, parents first."""
+        return [path for path in sorted(self._stored) if path]
+
+    # --- reading it ---------------------------------------------------------------------------
+
+    def node(self, path: bytes) -> Node | None:
+        """What is at *path*."""
+        stored = self._stored.get(path)
+        return stored.node if stored is not None else None
+
+    def names(self, path: bytes) -> list[bytes]:
+        """The names in a directory."""
+        return sorted(self._children.get(path, ()))
+
+    def content(self, path: bytes) -> Iterator[bytes]:
+        """The data of a file."""
+        stored = self._stored[path]
+        offset, left = stored.offset, stored.length
+        while left:
+            piece = os.pread(self._file, min(left, _CHUNK), offset)
+            if not piece:
+                raise FailedError("the build context was cut off on disk")
+            offset += len(piece)
+            left -= len(piece)
+            yield piece
+
+    def digest(self, path: bytes) -> str:
+        """sha256 of a file, known since it came."""
+        return self._stored[path].digest
+
+
+def _node(entry: Entry) -> Node:
+    return Node(
+        entry.kind,
+        entry.mode,
+        0,
+        0,
+        entry.mtime_ns,
+        entry.size,
+        entry.linkname if entry.kind is Kind.SYMLINK else b"",
+        entry.major,
+        entry.minor,
+        entry.xattrs,
+        entry.sparse,
+    )
+
+
+def read_small(tree: Tree, path: str, *, limit: int, what: str) -> bytes | None:
+    """A small file of *tree*, links followed inside it; None if there is none.
+
+    InvalidError for what is no file, or larger than *limit*.
+    """
+    place = resolve(tree.node, os.fsencode(path))
+    node = tree.node(place) if place is not None else None
+    if place is None or node is None:
+        return None
+    if node.kind is not Kind.FILE:
+        raise InvalidError(f"{what} {path!r} is not a regular file")
+    if node.size > limit or node.sparse is not None:
+        raise InvalidError(f"{what} {path!r} is larger than {limit >> 10} KiB")
+    return b"".join(bytes(piece) for piece in tree.content(place))
