@@ -136,15 +136,21 @@ def write_layer(
     devices: bool = True,
     userxattr: bool = False,
     lower: int | None = None,
+    stubs: frozenset[bytes] = PLACES,
+    latest_ns: int | None = None,
 ) -> None:
     """Write the upper directory as a layer's archive: whiteouts and opaque marks as OCI has them.
 
     *unshift* maps ids on disk to those in the container. Sockets are left out, and device nodes
-    without *devices*, and files whose names would be whiteouts, and the empty stubs at `PLACES`.
-    With *lower*, what lies below (ids as in the image), a directory that overlayfs copied up only
-    to hold such stubs is left out as well. The same tree gives the same bytes.
+    without *devices*, and files whose names would be whiteouts, and the empty *stubs* on which
+    something was mounted. With *lower*, what lies below (ids as in the image), a directory that
+    overlayfs copied up only to hold such stubs is left out as well. No file is given a time after
+    *latest_ns*. The same tree gives the same bytes.
     """
-    writer = _LayerWriter(TarWriter(out), unshift, _Marks(userxattr=userxattr), devices=devices)
+    marks = _Marks(userxattr=userxattr)
+    writer = _LayerWriter(
+        TarWriter(out), unshift, marks, devices=devices, stubs=stubs, latest_ns=latest_ns
+    )
     writer.tree(upper, b"", lower)
     writer.close()
 
@@ -157,6 +163,8 @@ def open_layer(
     devices: bool = True,
     userxattr: bool = False,
     lower: int | None = None,
+    stubs: frozenset[bytes] = PLACES,
+    latest_ns: int | None = None,
 ) -> Iterator[IO[bytes]]:
     """What `write_layer` writes, as a stream to read from; its failure comes at the end."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
@@ -172,6 +180,8 @@ def open_layer(
                     devices=devices,
                     userxattr=userxattr,
                     lower=lower,
+                    stubs=stubs,
+                    latest_ns=latest_ns,
                 )
         except BrokenPipeError:
             pass  # nobody reads any more
@@ -211,8 +221,17 @@ class _LayerWriter:
     """Walks an upper directory and writes its entries in the order of their names."""
 
     def __init__(
-        self, writer: TarWriter, unshift: Unshift, marks: _Marks, *, devices: bool
+        self,
+        writer: TarWriter,
+        unshift: Unshift,
+        marks: _Marks,
+        *,
+        devices: bool,
+        stubs: frozenset[bytes],
+        latest_ns: int | None,
     ) -> None:
+        self._stubs = stubs
+        self._latest_ns = latest_ns
         self._writer = writer
         self._unshift = unshift
         self._marks = marks
@@ -238,35 +257,39 @@ class _LayerWriter:
                 self._entry(directory, name, below, status, lower)
 
     def _is_stub(self, parent: int, path: bytes, status: os.stat_result) -> bool:
-        """Is it the empty place that the engine made to mount something on?"""
-        if path not in PLACES:
+        """Is it a place that the engine made to mount something on, with nothing else in it?"""
+        if path not in self._stubs:
             return False
         if stat.S_ISREG(status.st_mode):
             return status.st_size == 0
         if not stat.S_ISDIR(status.st_mode):
             return False
         with _directory(parent, os.fsdecode(path.rpartition(b"/")[2])) as inside:
-            return not os.listdir(inside) and not self._marks.is_opaque(inside)
+            return not self._marks.is_opaque(inside) and self._all_stubs(inside, path)
+
+    def _all_stubs(self, directory: int, path: bytes) -> bool:
+        for name in os.listdir(directory):
+            found = _lstat(directory, name)
+            if found is None or not self._is_stub(
+                directory, path + b"/" + os.fsencode(name), found
+            ):
+                return False
+        return True
 
     def _holds_only_stubs(
         self, directory: int, path: bytes, status: os.stat_result, below: os.stat_result | None
     ) -> bool:
         """Was the directory copied up for stubs alone, and is it otherwise the one below?"""
-        if below is None or not any(place.startswith(path + b"/") for place in PLACES):
+        if below is None or not any(place.startswith(path + b"/") for place in self._stubs):
             return False
         same = (
             stat.S_IMODE(status.st_mode) == stat.S_IMODE(below.st_mode)
             and self._unshift(status.st_uid) == below.st_uid
             and self._unshift(status.st_gid) == below.st_gid
         )
-        names = [os.fsencode(name) for name in os.listdir(directory)]
-        if not same or not names or self._marks.is_opaque(directory):
+        if not same or not os.listdir(directory) or self._marks.is_opaque(directory):
             return False
-        for name in names:
-            found = _lstat(directory, os.fsdecode(name))
-            if found is None or not self._is_stub(directory, path + b"/" + name, found):
-                return False
-        return True
+        return self._all_stubs(directory, path)
 
     def _entry(
         self,
@@ -365,13 +388,17 @@ class _LayerWriter:
             mode=stat.S_IMODE(status.st_mode),
             uid=self._unshift(status.st_uid),
             gid=self._unshift(status.st_gid),
-            mtime_ns=status.st_mtime_ns,
+            mtime_ns=self._time(status.st_mtime_ns),
             size=status.st_size if kind is Kind.FILE else 0,
             linkname=linkname,
             major=os.major(status.st_rdev) if device else 0,
             minor=os.minor(status.st_rdev) if device else 0,
             xattrs=xattrs or {},
         )
+
+    def _time(self, nanoseconds: int) -> int:
+        latest = self._latest_ns
+        return nanoseconds if latest is None else min(nanoseconds, latest)
 
     def _xattrs(self, descriptor: int) -> dict[bytes, bytes]:
         """Capabilities and the user's own attributes; overlayfs's and the host's stay behind."""
