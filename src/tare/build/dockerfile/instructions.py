@@ -15,6 +15,7 @@ from tare.build.dockerfile.mounts import Mount
 from tare.build.dockerfile.source import Lines, Place, Source
 
 SCRATCH: Final = "scratch"
+_TABS: Final = re.compile(r"^\t+", re.MULTILINE)
 # What a RUN line is that holds nothing but one here-document (`reading` knows it to be one).
 _LONE_HEREDOC: Final = re.compile(r"\d*<<-?\s*[^<\s]+|\d*<<-?\s*(['\"])[^<]*\1")
 
@@ -75,10 +76,7 @@ class Heredoc:
     @property
     def text(self) -> str:
         """The content, leading tabs taken off where ``<<-`` asks for it."""
-        if not self.chomp:
-            return self.content
-        lines = self.content.splitlines(keepends=True)
-        return "".join(line.lstrip("\t") for line in lines)
+        return _TABS.sub("", self.content) if self.chomp else self.content
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +177,13 @@ class Run(Instruction):
         first = line.heredocs[0]
         if not _LONE_HEREDOC.fullmatch(text):
             rest = (f"\n{doc.content}{doc.name}" for doc in line.heredocs)
-            return Execution((text + "".join(rest),), shell=True)
+            return Execution((text + "".join(rest),), True)
         if not first.text.startswith("#!"):
-            return Execution((first.text,), shell=True)
-        script = InlineFile(first.name, first.text)
-        return Execution((f"/dev/pipes/{first.name}",), shell=True, script=script)
+            return Execution((first.text,), True)
+        # The name is the file's word: it must not lead out of the directory.
+        name = first.name.rpartition("/")[2]
+        script = InlineFile(name if name not in ("", ".", "..") else "script", first.text)
+        return Execution((f"/dev/pipes/{script.name}",), True, script)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

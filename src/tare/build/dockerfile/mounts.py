@@ -32,10 +32,13 @@ class BindMount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheMount:
-    """A directory kept between builds under ``cache_id``, first filled from ``from_name``."""
+    """A directory kept between builds under ``cache_id``, first filled from ``from_name``.
+
+    The id is the target as written where none is said.
+    """
 
     target: str
-    cache_id: str = ""
+    cache_id: str
     from_name: str = ""
     source: str = ""
     readonly: bool = False
@@ -58,8 +61,7 @@ class TmpfsMount:
 class SecretMount:
     """A secret of the build by ``secret_id``: as a file, as a variable, or both.
 
-    Without ``target`` and without ``variable`` it is the file ``/run/secrets/ID``; an empty
-    ``target`` beside a ``variable`` is no file.
+    An empty ``target`` is no file, an empty ``variable`` no variable; never are both empty.
     """
 
     secret_id: str
