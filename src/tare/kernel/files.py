@@ -10,10 +10,10 @@ import contextlib
 import ctypes
 import errno
 import os
-from ctypes import c_char_p, c_int, c_size_t, c_uint64
+from ctypes import c_char_p, c_int, c_size_t, c_uint, c_uint64
 from typing import Final
 
-from tare.kernel.libc import Syscall
+from tare.kernel.libc import Libc, Syscall
 
 RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
@@ -26,6 +26,9 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", c_uint64), ("mode", c_uint64), ("resolve", c_uint64))
 
 
+_RENAME_EXCHANGE: Final = 2
+_AT_FDCWD: Final = -100
+_renameat2 = Libc("renameat2", c_int, c_char_p, c_int, c_char_p, c_uint)
 _openat2 = Syscall("openat2", 437, c_int, c_char_p, ctypes.POINTER(_OpenHow), c_size_t)
 
 
@@ -57,6 +60,13 @@ def open_in_root(root: int, path: str | bytes, flags: int, *, mode: int = 0) -> 
 def open_beneath(root: int, path: str | bytes, flags: int, *, mode: int = 0) -> int:
     """Open *path* strictly below *root*; any symlink, ``..`` escape or absolute path fails."""
     return openat2(root, path, flags, mode=mode, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+
+
+def exchange(one: str, other: str) -> None:
+    """renameat2(2) with RENAME_EXCHANGE: each has the other's name, at no moment is one missing."""
+    _renameat2(
+        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE, subject=other
+    )
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:

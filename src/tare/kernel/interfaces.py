@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from ipaddress import IPv6Interface, ip_address, ip_interface, ip_network
 from typing import Final, Self, TypedDict
 
 from tare.kernel import rtnetlink
-from tare.kernel.netlink import Message
+from tare.kernel.netlink import Message, visiting
 from tare.kernel.rtnetlink import Routing
 
 VETH: Final = "veth"
@@ -105,13 +106,13 @@ class Attacher:
 
         An outer end of that name, of a container that is being taken down, is replaced.
         """
-        with _named(wanted), Routing(namespace=namespace) as inner:
+        with _named(wanted):
             if wanted.kind == MACVLAN:
-                self._macvlan(wanted, namespace, inner)
+                self._macvlan(wanted, namespace)
             else:
-                self._veth(wanted, namespace, inner)
+                self._veth(wanted, namespace)
 
-    def _veth(self, wanted: Interface, namespace: int, inner: Routing) -> None:
+    def _veth(self, wanted: Interface, namespace: int) -> None:
         name = wanted.host_name
         bridge = _index(wanted.parent)
         create = rtnetlink.new_veth(
@@ -129,14 +130,14 @@ class Attacher:
             self._outer.request(create)
         try:
             outside = _index(name)
-            _configure(wanted, inner)
+            _configure(wanted, namespace)
             # The inner end is up already, so this end has a carrier from the first moment.
             self._outer.request(*_port(wanted, outside))
         except BaseException:
             self.detach(name)
             raise
 
-    def _macvlan(self, wanted: Interface, namespace: int, inner: Routing) -> None:
+    def _macvlan(self, wanted: Interface, namespace: int) -> None:
         create = rtnetlink.new_macvlan(
             wanted.name,
             parent=_index(wanted.parent),
@@ -147,9 +148,9 @@ class Attacher:
         )
         self._outer.request(create)
         try:
-            _configure(wanted, inner)
+            _configure(wanted, namespace)
         except BaseException:
-            remove_inside(wanted.name, inner)
+            remove_inside(wanted.name, namespace)
             raise
 
     def detach(self, host_name: str) -> None:
@@ -159,11 +160,12 @@ class Attacher:
             self._outer.request(rtnetlink.delete_link(index, host_name), ignore=(errno.ENODEV,))
 
 
-def remove_inside(name: str, inner: Routing) -> None:
-    """Remove the interface *name* of a namespace by a connection into it, if it is there."""
-    link = inner.link(name)
-    if link is not None:
-        inner.request(rtnetlink.delete_link(link.index, name), ignore=(errno.ENODEV,))
+def remove_inside(name: str, namespace: int) -> None:
+    """Remove the interface *name* of the namespace of that descriptor, if it is there."""
+    with Routing(namespace=namespace) as inner:
+        link = inner.link(name)
+        if link is not None:
+            inner.request(rtnetlink.delete_link(link.index, name), ignore=(errno.ENODEV,))
 
 
 def _index(name: str) -> int:
@@ -184,27 +186,42 @@ def _named(wanted: Interface) -> Iterator[None]:
         raise
 
 
-def _configure(wanted: Interface, inner: Routing) -> None:
+def _configure(wanted: Interface, namespace: int) -> None:
     """The inner end: no address of its own, then up, addresses, routes."""
     name = wanted.name
-    index = inner.index(name)
-    messages: list[Message] = [
-        rtnetlink.no_link_local(index, name),
-        rtnetlink.set_link(index, name, up=True),
-    ]
-    if wanted.ipv6:
-        messages.append(rtnetlink.new_address(index, link_local(wanted.mac), name))
-    messages += [rtnetlink.new_address(index, ip_interface(a), a) for a in wanted.addresses]
-    for destination, via in wanted.routes:
-        gateway = ip_address(via) if via else None
-        messages.append(rtnetlink.new_route(index, ip_network(destination), gateway, destination))
-    for via in wanted.gateways:
-        gateway = ip_address(via)
-        everywhere = ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0")
-        messages.append(rtnetlink.new_route(index, everywhere, gateway, via))
-    if wanted.rate:
-        messages.append(rtnetlink.token_bucket(index, wanted.rate, name))
-    inner.request(*messages)
+    with visiting(namespace):
+        inner = Routing()
+        if not wanted.ipv6:
+            _disable_ipv6(name)
+    with inner:
+        index = inner.index(name)
+        messages: list[Message] = [rtnetlink.set_link(index, name, up=True)]
+        if wanted.ipv6:
+            messages.insert(0, rtnetlink.no_link_local(index, name))
+            messages.append(rtnetlink.new_address(index, link_local(wanted.mac), name))
+        messages += [rtnetlink.new_address(index, ip_interface(a), a) for a in wanted.addresses]
+        for destination, via in wanted.routes:
+            hop = ip_address(via) if via else None
+            messages.append(rtnetlink.new_route(index, ip_network(destination), hop, destination))
+        for via in wanted.gateways:
+            gateway = ip_address(via)
+            everywhere = ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0")
+            messages.append(rtnetlink.new_route(index, everywhere, gateway, via))
+        if wanted.rate:
+            messages.append(rtnetlink.token_bucket(index, wanted.rate, name))
+        inner.request(*messages)
+
+
+def _disable_ipv6(name: str) -> None:
+    """In the namespace visited; a host without IPv6 has nothing to disable."""
+    try:
+        descriptor = os.open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", os.O_WRONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.write(descriptor, b"1")
+    finally:
+        os.close(descriptor)
 
 
 def _port(wanted: Interface, index: int) -> list[Message]:

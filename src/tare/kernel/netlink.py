@@ -9,6 +9,7 @@ A connection belongs to the network namespace that it was opened in, and stays t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -128,7 +129,8 @@ class Connection:
         if namespace is None:
             self._socket = _open(protocol)
         else:
-            self._socket = in_namespace(namespace, protocol)
+            with visiting(namespace):
+                self._socket = _open(protocol)
         self._sequence = 0
 
     def __enter__(self) -> Self:
@@ -162,6 +164,8 @@ class Connection:
     def attempt(self, messages: Iterable[Message]) -> list[tuple[Message, OSError | None]]:
         """Send *messages* at once; each with its failure or None, in order."""
         wanted = list(messages)
+        if not wanted:
+            return []
         first = self._sequence + 1
         self._sequence += len(wanted)
         self._socket.send(b"".join(m.pack(first + n, NLM_F_ACK) for n, m in enumerate(wanted)))
@@ -228,13 +232,17 @@ def _open(protocol: int) -> socket.socket:
     return opened
 
 
-def in_namespace(namespace: int, protocol: int) -> socket.socket:
-    """A netlink socket in the network namespace *namespace*; the calling thread visits it."""
+@contextlib.contextmanager
+def visiting(namespace: int) -> Iterator[None]:
+    """Be in the network namespace of that descriptor; only the calling thread goes there.
+
+    What is opened meanwhile stays there: sockets, and the files of /proc/sys/net.
+    """
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         process.join_namespaces(namespace, process.CLONE_NEWNET)
         try:
-            return _open(protocol)
+            yield
         finally:
             process.join_namespaces(home, process.CLONE_NEWNET)
     finally:

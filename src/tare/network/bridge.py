@@ -183,8 +183,8 @@ def connect(network: Network, endpoint: Endpoint, namespace: int) -> None:
 
 def disconnect(endpoint: Endpoint, namespace: int) -> None:
     """Take the link of *endpoint* away again; nothing happens when it is gone."""
-    with _explained(f"interface {endpoint.interface}"), Routing(namespace=namespace) as inner:
-        interfaces.remove_inside(endpoint.interface, inner)
+    with _explained(f"interface {endpoint.interface}"):
+        interfaces.remove_inside(endpoint.interface, namespace)
 
 
 def sweep(tag: str, links: Collection[str], bridges: Collection[str]) -> list[str]:

@@ -30,6 +30,7 @@ from tare.errors import (
     UnsupportedError,
 )
 from tare.kernel import cgroup, files, mount, process
+from tare.kernel.interfaces import Attacher, Interface
 from tare.run import devices, handover, init, rootfs, spares
 from tare.run.sandbox import Bind, Sandbox
 from tare.run.spares import Spare, Spares
@@ -51,6 +52,7 @@ class Context:
     nofile_hard: int
     spares: Spares | None = None
     stock: Stock | None = None
+    attacher: Attacher | None = None  # made with the first container on a network
     deferred: list[int] = field(default_factory=list)  # descriptors to close when idle
 
     def close_deferred(self) -> None:
@@ -232,6 +234,7 @@ def _launch(
         if spare is not None:
             work.owner = spare.owner
             _limit(work)
+            _link(work, context)
             _hand_over_root(work, made, context, closing)
             inherited = _streams(work, work.control, context, closing)
             _make_group(work, made.rules, inherited, context, closing)
@@ -244,11 +247,33 @@ def _launch(
             _make_group(work, made.rules, inherited, context, closing)
             _clone(work, inherited, closing)
             _limit(work)
+            _link(work, context)
             _hand_over_root(work, made, context, closing)
-        if work.sandbox["flags"] & process.CLONE_NEWNET:
-            # Tearing down a network namespace takes long: keep it until the exit is reported.
-            path = f"/proc/{work.pid}/ns/net"
-            work.kept.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def _link(work: Launch, context: Context) -> None:
+    """The interfaces of its own network namespace; loopback is the child's work.
+
+    Before the root goes over, so that they are there when sysctls that name them are written.
+    The outer ends go when the namespace does, however this process ends.
+    """
+    if not work.sandbox["flags"] & process.CLONE_NEWNET:
+        return
+    namespace = os.open(f"/proc/{work.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    # Tearing down a network namespace takes long: keep it until the exit is reported.
+    work.kept.append(namespace)
+    for plain in work.sandbox["interfaces"]:
+        if context.attacher is None:
+            context.attacher = Attacher()
+        try:
+            context.attacher.attach(Interface.of(plain), namespace)
+        except OSError as error:
+            where = f" ({os.fsdecode(error.filename)})" if error.filename else ""
+            raise FailedError(
+                f"cannot link the container to its network: {error.strerror}{where}",
+                hint="look whether the bridge of its network is there: ip link",
+                exit_code=125,
+            ) from error
 
 
 def _devices(work: Launch, context: Context, closing: contextlib.ExitStack) -> devices.Devices:
@@ -590,8 +615,15 @@ def clone_bind(wanted: Bind, user_namespace: int) -> int:
     if "process" in wanted:
         return _borrow(wanted["process"], source)
     try:
-        tree = mount.clone_tree(source, recursive=wanted["recursive"], follow=True)
+        tree = _source(wanted)
     except FileNotFoundError:
+        if "volume" in wanted:
+            what = f"subpath {wanted['subpath']!r} of " if "subpath" in wanted else ""
+            raise MissingError(
+                f"cannot mount {what}volume {wanted['volume']}: it does not exist",
+                hint="make it first, by a container that mounts the whole volume",
+                exit_code=125,
+            ) from None
         if not wanted["create"]:
             raise MissingError(
                 f"invalid mount config: bind source path does not exist: {source}",
@@ -612,6 +644,24 @@ def clone_bind(wanted: Bind, user_namespace: int) -> int:
         os.close(tree)
         raise
     return tree
+
+
+def _source(wanted: Bind) -> int:
+    """The tree itself. A subpath is followed inside the volume, whatever links say."""
+    source, recursive = wanted["source"], wanted["recursive"]
+    if "subpath" not in wanted:
+        return mount.clone_tree(source, recursive=recursive, follow=True)
+    root = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        below = files.open_in_root(root, wanted["subpath"], os.O_PATH)
+    except NotADirectoryError as error:
+        raise FileNotFoundError(str(error)) from error
+    finally:
+        os.close(root)
+    try:
+        return mount.clone_tree_at(below, recursive=recursive)
+    finally:
+        os.close(below)
 
 
 def _borrow(pid: int, path: str) -> int:

@@ -18,6 +18,7 @@ from typing import Final
 
 from tare.errors import InvalidError, UnsupportedError
 from tare.kernel import confine, mount, process
+from tare.kernel.interfaces import Interface
 from tare.model import seccomp, seccomp_filter, seccomp_profiles
 from tare.model.spec import (
     ContainerSpec,
@@ -117,6 +118,8 @@ class Place:
     id_block: tuple[int, int] | None
     files: dict[str, str] = field(default_factory=dict)  # target -> generated host file
     joined: dict[str, int] = field(default_factory=dict)  # "network" ... -> pid of the other
+    interfaces: tuple[Interface, ...] = ()  # of its own network namespace
+    volumes: str = ""  # the directory that holds the volumes' directories
 
 
 def host_ids(spec: ContainerSpec) -> bool:
@@ -199,6 +202,7 @@ def plan(spec: ContainerSpec, place: Place, host: Host) -> Sandbox:
         id_map=None if shares_ids else place.id_block,
         join=_joins(place, shares_ids=shares_ids),
         cgroup_namespace=spec.namespaces.cgroup != "host",
+        interfaces=[i.plain() for i in place.interfaces] if _own_network(spec) else [],
         root={
             "layers": list(place.layers),
             "upper": f"{place.state_dir}/upper",
@@ -256,6 +260,12 @@ def _usual_walls(spec: ContainerSpec) -> bool:
     )
 
 
+def _own_network(spec: ContainerSpec) -> bool:
+    """Whether it has a network namespace of its own: also with no network in it."""
+    wanted = spec.namespaces.network
+    return wanted != "host" and not wanted.startswith("container:")
+
+
 def _clone_flags(spec: ContainerSpec, *, shares_ids: bool) -> int:
     names = spec.namespaces
     flags = process.CLONE_NEWNS
@@ -264,7 +274,7 @@ def _clone_flags(spec: ContainerSpec, *, shares_ids: bool) -> int:
     flags |= process.CLONE_NEWPID if names.pid == "" else 0
     flags |= process.CLONE_NEWUTS if names.uts == "" else 0
     flags |= process.CLONE_NEWIPC if names.ipc in ("", "private", "shareable", "none") else 0
-    flags |= process.CLONE_NEWNET if names.network in ("", "default", "none") else 0
+    flags |= process.CLONE_NEWNET if _own_network(spec) else 0
     return flags
 
 
@@ -322,7 +332,26 @@ def _binds(spec: ContainerSpec, place: Place, host: Host, *, shares_ids: bool) -
                     generated=False,
                 )
             )
+        elif wanted.kind is MountKind.VOLUME:
+            binds.append(_volume(wanted, place, map_ids=not shares_ids))
     return binds
+
+
+def _volume(wanted: Mount, place: Place, *, map_ids: bool) -> Bind:
+    """A volume's files: ids on disk are those inside, so they are mapped like a bind's."""
+    bind = Bind(
+        source=f"{place.volumes}/{wanted.source}/_data",
+        read_only=wanted.read_only,
+        recursive=True,
+        map_ids=map_ids,
+        propagation="private",
+        create=False,
+        generated=False,
+        volume=wanted.source,
+    )
+    if wanted.subpath:
+        bind["subpath"] = wanted.subpath
+    return bind
 
 
 def _joined_memory(spec: ContainerSpec, place: Place) -> Bind | None:
@@ -363,12 +392,6 @@ def _user_mounts(spec: ContainerSpec) -> list[Mount]:
     """The user's mounts, parents before children."""
     for wanted in spec.mounts:
         _check_target(wanted.target)
-        if wanted.kind is MountKind.VOLUME:
-            raise UnsupportedError(
-                f"volume {wanted.source or '(anonymous)'} for {wanted.target}: volumes are not "
-                "there yet",
-                hint="bind a host directory: -v /host/path:/path",
-            )
     return sorted(spec.mounts, key=lambda m: m.target.count("/") if m.target != "/" else 0)
 
 
@@ -415,7 +438,7 @@ def _operations(spec: ContainerSpec, place: Place, host: Host) -> list[Operation
     operations: list[Operation] = []
     if spec.namespaces.uts == "":
         operations.append(Operation(op="hostname", name=spec.hostname or place.id[:12]))
-    if spec.namespaces.network in ("", "default", "none"):
+    if _own_network(spec):
         operations.append(Operation(op="loopback"))
     operations.append(_filesystem("proc", "/proc", quiet))
     # sysfs shows the network: without privilege over that namespace it cannot be mounted.
@@ -492,7 +515,7 @@ def _user_operations(spec: ContainerSpec, place: Place, host: Host) -> list[Oper
         operations.append(Operation(op="bind", target=SHARED_MEMORY, index=len(operations)))
     index = len(operations)
     for wanted in _user_mounts(spec):
-        if wanted.kind is MountKind.BIND:
+        if wanted.kind is not MountKind.TMPFS:
             operations.append(Operation(op="bind", target=wanted.target, index=index))
             index += 1
         else:
@@ -529,7 +552,7 @@ def _tmpfs(wanted: Mount) -> Operation:
 
 def _sysctls(spec: ContainerSpec) -> dict[str, str]:
     values: dict[str, str] = {}
-    own_network = spec.namespaces.network in ("", "default", "none")
+    own_network = _own_network(spec)
     if own_network and not spec.security.privileged:
         values["net.ipv4.ip_unprivileged_port_start"] = "0"
         values["net.ipv4.ping_group_range"] = "0 MAXGID"  # the highest mapped gid, known by init

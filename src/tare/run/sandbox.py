@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NotRequired, TypedDict
 
+from tare.kernel.interfaces import Plain
+
 FileSystemOption = tuple[str, str | None]
 
 
@@ -49,6 +51,8 @@ class Bind(TypedDict):
     propagation: str
     create: bool
     generated: bool  # a file of tare's own, e.g. /etc/hosts
+    subpath: NotRequired[str]  # below the source; links in it lead nowhere else
+    volume: NotRequired[str]  # the name of the volume that it is
     process: NotRequired[int]  # the source is in the mount namespace of this one
 
 
@@ -116,6 +120,7 @@ class Sandbox(TypedDict):
     id_map: tuple[int, int] | None  # base and size of the block, None: the host's ids
     join: dict[str, int]  # "network" | "ipc" | "pid" | "uts" -> pid whose namespace is joined
     cgroup_namespace: bool
+    interfaces: list[Plain]  # of its network namespace, besides loopback
     root: Root
     binds: list[Bind]
     devices: list[DeviceNode]
