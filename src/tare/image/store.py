@@ -219,6 +219,21 @@ class ImageStore:
         finally:
             self._collect(lease.release())
 
+    def retain(self) -> Lease:
+        """A lease for longer than a `with`; `discard` ends it."""
+        return self._index.lease()
+
+    def discard(self, lease: Lease) -> int:
+        """End a lease: what it alone kept goes. The bytes of the files that freed."""
+        with self._index.lock:
+            released = lease.release()
+            sizes = {i: self._layers.get(i).size for i in released if i in self._layers}
+            return sum(sizes[layer] for layer in self._collect(released))
+
+    def uses(self, layer: Digest) -> bool:
+        """Whether any image has the layer."""
+        return self._index.uses(layer)
+
     def add_layer(
         self,
         stream: ByteSource,
