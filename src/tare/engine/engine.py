@@ -31,11 +31,15 @@ from tare.engine.images import Images
 from tare.engine.lifecycle import Lifecycle
 from tare.engine.limits import Abilities
 from tare.engine.paths import Paths
+from tare.engine.registries import Registries
 from tare.engine.store import Store
+from tare.engine.volume_transfer import Transfers
+from tare.engine.volumes import Volumes
 from tare.engine.workloads import Workloads
 from tare.image.store import ImageStore
 from tare.kernel import cgroup
 from tare.model.record import Check, Info, Record
+from tare.model.spec import MountKind
 
 _HOUSEKEEPING = 2.0
 
@@ -50,6 +54,7 @@ class Engine:
         driver: Driver,
         images: ImageStore,
         abilities: Abilities,
+        *,
         configured: Config | None = None,
     ) -> None:
         self.paths = paths
@@ -58,8 +63,12 @@ class Engine:
         self._store = store
         self._driver = driver
         self.images = Images(images, store, self.events)
+        self.registries = Registries(
+            paths.state / "partial", self.config.registries, images, self.images, self.events
+        )
         blocks, workloads = Blocks(), Workloads(paths)
         self._workloads = workloads
+        self.volumes = Volumes(paths, store, self.events)
         self._lifecycle = Lifecycle(
             store=store,
             driver=driver,
@@ -71,6 +80,11 @@ class Engine:
         self._lifecycle.after_removal.append(
             lambda record: self.images.release(record.image_id, record.id)
         )
+        self.transfers = Transfers(self.volumes, self._lifecycle)
+        self._lifecycle.after_removal.append(self.volumes.after_removal)
+        self._lifecycle.after_start.append(lambda record: self.volumes.told("mount", record))
+        self._lifecycle.after_end.append(lambda record: self.volumes.told("unmount", record))
+        self._lifecycle.after_settled.append(self.volumes.settle)
         core = Core(
             paths=paths,
             store=store,
@@ -80,6 +94,7 @@ class Engine:
             driver=driver,
             lifecycle=self._lifecycle,
             images=self.images,
+            volumes=self.volumes,
             abilities=abilities,
         )
         self.containers = Containers(core)
@@ -104,14 +119,20 @@ class Engine:
         _keep_some_for_the_host(layout, paths.cgroup_parent)
         driver = Sandboxes(paths, facts, layout)
         images = ImageStore(paths.state, extract=facts.rootless or not erofs_from_files())
-        return cls(paths, Store(paths.database), driver, images, detect(layout), configured)
+        return cls(
+            paths, Store(paths.database), driver, images, detect(layout), configured=configured
+        )
 
     async def start(self) -> None:
         """Make every record true and begin to keep it so; call it before any request."""
         for record in self._store.all():
             self.images.hold(record.image_id, record.id)
         await asyncio.to_thread(self.images.recover)
+        await asyncio.to_thread(self.registries.recover)
+        self.volumes.recover()
         await recovery.recover(self._lifecycle)
+        await self.transfers.recover()
+        self.volumes.settle()
         self._housekeeping = asyncio.get_running_loop().create_task(self._keep_house())
 
     async def close(self) -> None:
@@ -120,8 +141,10 @@ class Engine:
             self._housekeeping.cancel()
         await self._checks.close()
         await self._lifecycle.close()
+        await self.volumes.close()
         await self._workloads.close()
         await self._driver.close()
+        self.registries.close()
         self.images.close()
         self._store.close()
 
@@ -143,6 +166,9 @@ class Engine:
         return bool(self._store.active())
 
     async def _request(self, record: Record) -> Request:
+        if any(m.kind is MountKind.VOLUME for m in record.spec.mounts):
+            opened = await self.images.tree(record.image_id)
+            await self.volumes.ready(record, opened)
         return request(record, self._store, await self.images.layers(record.image_id))
 
     async def _keep_house(self) -> None:
@@ -151,6 +177,7 @@ class Engine:
             await asyncio.sleep(_HOUSEKEEPING)
             if self._store.checkpoint_due:
                 await asyncio.to_thread(self._store.checkpoint)
+            await self.registries.keep_house()
 
 
 def _keep_some_for_the_host(layout: cgroup.Layout, parent: str) -> None:

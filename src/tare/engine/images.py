@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
@@ -86,6 +87,13 @@ class Images:
             if generation == self._generation:
                 self._layers[image_id] = found
         return found
+
+    async def tree(self, image_id: str) -> Callable[[], int]:
+        """What opens the image's files as one read-only tree; call it in a thread."""
+        from tare.run import rootfs
+
+        paths = [os.fspath(path) for path in await self.layers(image_id)]
+        return lambda: rootfs.mounted_image(paths)
 
     def highest_id(self, image: Image) -> int:
         """The largest user or group id in the image."""
@@ -212,6 +220,10 @@ class Images:
         )
         self._emit("import", str(image.id), reference or suite)
         return image
+
+    def changed(self) -> None:
+        """Somebody else changed the store: nothing that is remembered of it counts any more."""
+        self._forget()
 
     def recover(self) -> None:
         """Delete what a crash left half made: call it in a thread, before anything else."""

@@ -6,6 +6,8 @@
         images   id (of the configuration), when it was added, its parent, its size
         layers   the diff_ids of an image, bottom first
         names    full references, with a tag or with a digest, each of one image
+        manifests  the documents that registries keep of an image, by their digests
+        sources  which blob of which repository a layer is: what a push need not send
 
 Leases are in memory only: they protect what a running operation has added and not yet named. After
 a crash nothing is leased, and `store.recover` collects what was left.
@@ -29,7 +31,7 @@ from tare.errors import FailedError
 from tare.model.digest import Digest
 from tare.model.reference import Reference
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _SCHEMA: Final = """
 CREATE TABLE images (id TEXT PRIMARY KEY, added_ns INTEGER NOT NULL, parent TEXT,
                      size INTEGER NOT NULL) STRICT;
@@ -41,6 +43,16 @@ CREATE TABLE names (name TEXT PRIMARY KEY, image TEXT NOT NULL REFERENCES images
                     ON DELETE CASCADE) STRICT;
 CREATE INDEX names_by_image ON names(image);
 """
+_SCHEMA_2: Final = """
+CREATE TABLE manifests (digest TEXT NOT NULL, image TEXT NOT NULL REFERENCES images(id)
+                        ON DELETE CASCADE, media_type TEXT NOT NULL,
+                        PRIMARY KEY (digest, image)) STRICT;
+CREATE INDEX manifests_by_image ON manifests(image);
+CREATE TABLE sources (diff_id TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL,
+                      media_type TEXT NOT NULL, repository TEXT NOT NULL,
+                      used_ns INTEGER NOT NULL, PRIMARY KEY (diff_id, repository, digest)) STRICT;
+"""
+_SOURCES_KEPT: Final = 32  # of one layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,17 @@ class Row:
     size: int
     layers: tuple[Digest, ...]
     names: tuple[Reference, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A layer as a blob of a registry's repository, ``HOST/PATH``."""
+
+    diff_id: Digest
+    digest: Digest
+    size: int
+    media_type: str
+    repository: str
 
 
 class Lease:
@@ -95,7 +118,9 @@ class Index:
         if version > _FORMAT:
             raise FailedError(f"{path} was written by a newer tare", hint="upgrade tare")
         if version == 0:
-            self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_FORMAT}; COMMIT;")
+            self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version=1; COMMIT;")
+        if version < 2:
+            self._database.executescript(f"BEGIN; {_SCHEMA_2} PRAGMA user_version=2; COMMIT;")
 
     def close(self) -> None:
         """Close the file."""
@@ -158,6 +183,55 @@ class Index:
         """Forget an image and its names."""
         with self.change():
             self._database.execute("DELETE FROM images WHERE id = ?", (id.hex,))
+
+    def add_manifest(self, digest: Digest, id: Digest, media_type: str) -> None:
+        """Know that the document *digest* is a manifest of an image."""
+        with self.change():
+            self._database.execute(
+                "INSERT OR REPLACE INTO manifests VALUES (?, ?, ?)",
+                (digest.hex, id.hex, media_type),
+            )
+
+    def manifests(self, id: Digest | None = None) -> list[tuple[Digest, str]]:
+        """The manifests of an image, or all, with their media types."""
+        where, arguments = ("", ()) if id is None else ("WHERE image = ?", (id.hex,))
+        with self.lock:
+            rows = self._database.execute(
+                f"SELECT DISTINCT digest, media_type FROM manifests {where}",  # noqa: S608
+                arguments,
+            ).fetchall()
+        return [(Digest(digest), media_type) for digest, media_type in rows]
+
+    def add_source(self, source: Source, now_ns: int) -> None:
+        """Remember where a layer is; of many places the latest."""
+        with self.change():
+            self._database.execute(
+                "INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    source.diff_id.hex, source.digest.hex, source.size, source.media_type,
+                    source.repository, now_ns,
+                ),
+            )  # fmt: skip
+            self._database.execute(
+                "DELETE FROM sources WHERE diff_id = ?1 AND rowid NOT IN (SELECT rowid FROM sources"
+                " WHERE diff_id = ?1 ORDER BY used_ns DESC, rowid DESC LIMIT ?2)",
+                (source.diff_id.hex, _SOURCES_KEPT),
+            )
+
+    def sources(self, diff_id: Digest) -> list[Source]:
+        """Where a layer is known to be, the latest first."""
+        with self.lock:
+            rows = self._database.execute(
+                "SELECT digest, size, media_type, repository FROM sources WHERE diff_id = ?"
+                " ORDER BY used_ns DESC, rowid DESC",
+                (diff_id.hex,),
+            ).fetchall()
+        return [Source(diff_id, Digest(row[0]), *row[1:]) for row in rows]
+
+    def forget_sources(self, diff_id: Digest) -> None:
+        """The layer is gone."""
+        with self.change():
+            self._database.execute("DELETE FROM sources WHERE diff_id = ?", (diff_id.hex,))
 
     def find(self, name: Reference) -> Digest | None:
         """What *name* means."""

@@ -32,7 +32,7 @@ from tare.errors import ConflictError, FailedError, InvalidError, MissingError
 from tare.image import archive, importing
 from tare.image.blobs import Blobs
 from tare.image.entry import ByteSource
-from tare.image.index import Index, Lease, Row
+from tare.image.index import Index, Lease, Row, Source
 from tare.image.layers import LayerInfo, Layers
 from tare.image.tar_writer import ByteSink
 from tare.model import oci
@@ -85,6 +85,7 @@ Steps = list[tuple[History, int]]
 Paths = list[Path]
 Names = list[str]
 Removals = list[Removed]
+Documents = list[tuple[str, bytes]]
 _Digests = list[Digest]
 
 
@@ -110,7 +111,8 @@ class ImageStore:
                 if not self._whole(row):
                     self._index.remove(row.id)
             rows = self._index.all()
-            self._blobs.recover({row.id for row in rows})
+            manifests = {digest for digest, _ in self._index.manifests()}
+            self._blobs.recover({row.id for row in rows} | manifests)
             self._layers.recover()
             self._collect(self._layers.all())
 
@@ -248,13 +250,13 @@ class ImageStore:
         It is kept while *lease* lasts, or as long as this process runs, or an image has it. One
         that is not *durable* is on disk after `settle`, or when an image with it is added.
         """
-        with _disk():
+        with on_disk():
             pin = (lease or self._loose).pin
             return self._layers.add(stream, diff_id=diff_id, blob=blob, pin=pin, durable=durable)
 
     def settle(self, diff_ids: Iterable[Digest]) -> None:
         """Put on disk those of the layers that were added without being durable."""
-        with _disk():
+        with on_disk():
             self._layers.settle(diff_ids)
 
     def has_layer(self, diff_id: Digest, lease: Lease) -> bool:
@@ -276,9 +278,9 @@ class ImageStore:
 
         A name that meant another image means this one now.
         """
-        with _disk():
+        with on_disk():
             self._layers.settle(config.diff_ids)
-        with _disk(), self._index.lock:
+        with on_disk(), self._index.lock:
             size = sum(self._layers.get(layer).size for layer in config.diff_ids)
             id = self._blobs.put(config.raw)
             with self._index.change():
@@ -288,6 +290,40 @@ class ImageStore:
                     self._index.name(name.with_default_tag(), id)
             self._configs[id] = config
         return self.get(str(id))
+
+    def add_manifest(
+        self, image: Digest, raw: bytes, media_type: str, name: Reference | None = None
+    ) -> None:
+        """Keep a document that registries have of an image; in *name*'s repository it names it."""
+        with on_disk(), self._index.lock, self._index.change():
+            digest = self._blobs.put(raw)
+            self._index.add_manifest(digest, image, media_type)
+            if name is not None:
+                self._index.name(name.with_digest(digest), image)
+
+    def manifests(self, image: Digest) -> Documents:
+        """The documents that registries have of an image: media type and bytes, verified."""
+        with self._index.lock:
+            listed = self._index.manifests(image)
+            return [(kind, self._blobs.get(digest)) for digest, kind in listed]
+
+    def add_sources(self, sources: Iterable[Source]) -> None:
+        """Remember as which blobs of which repositories layers lie in registries."""
+        with self._index.change():
+            for source in sources:
+                self._index.add_source(source, time.time_ns())
+
+    def sources(self, diff_id: Digest) -> Iterable[Source]:
+        """As which blobs a layer is known to lie in registries, the latest first."""
+        return self._index.sources(diff_id)
+
+    def layer_archive(self, diff_id: Digest) -> Iterator[bytes]:
+        """A layer's archive, bit for bit; FailedError at its end if it is not that."""
+        return self._layers.archive(diff_id)
+
+    def find(self, name: Reference) -> Digest | None:
+        """The image that a full name means, if any."""
+        return self._index.find(name)
 
     def tag(self, reference_or_id: str, new: str) -> Image:
         """Give an image one more name; it is taken from whatever had it."""
@@ -309,7 +345,7 @@ class ImageStore:
         All of them or none. Without *replace_tags* a tag of another image is ConflictError.
         """
         loaded: Names = []
-        with _disk(), self.lease() as lease:
+        with on_disk(), self.lease() as lease:
             found = archive.load(stream, _Receiver(self, lease), progress)
             with self._index.lock:
                 if not replace_tags:
@@ -336,7 +372,7 @@ class ImageStore:
         if format not in ("docker-archive", "oci"):
             raise InvalidError(f"unknown archive format {format!r}: docker-archive or oci")
         chosen: dict[Digest, archive.Saved] = {}
-        with self.lease() as lease, _disk():
+        with self.lease() as lease, on_disk():
             for text in references:
                 with self._index.lock:
                     id, name = self._resolve(text)
@@ -463,8 +499,10 @@ class ImageStore:
         """Forget an image, then what only it needed."""
         if self._index.pinned(row.id):
             return []  # being saved: it stays, without a name, until it is pruned
+        documents = {digest for digest, _ in self._index.manifests(row.id)}
         self._index.remove(row.id)
-        self._blobs.remove(row.id)
+        for digest in {row.id, *documents - {digest for digest, _ in self._index.manifests()}}:
+            self._blobs.remove(digest)
         self._configs.pop(row.id, None)
         removed = [Removed("deleted", str(row.id))]
         gone = self._collect(reversed(row.layers))
@@ -479,6 +517,7 @@ class ImageStore:
                     continue
                 if layer in self._layers:
                     self._layers.remove(layer)
+                    self._index.forget_sources(layer)
                     gone.append(layer)
         return gone
 
@@ -516,7 +555,7 @@ class ImageStore:
     def verify(self, reference_or_id: str) -> None:
         """Read all of an image; FailedError names what was changed on disk since it was made."""
         image = self.get(reference_or_id)
-        with self.lease() as lease, _disk():
+        with self.lease() as lease, on_disk():
             self._blobs.get(image.id)
             for layer in image.layers:
                 lease.pin(layer)
@@ -550,7 +589,7 @@ def _missing(text: str) -> MissingError:
 
 
 @contextlib.contextmanager
-def _disk() -> Iterator[None]:
+def on_disk() -> Iterator[None]:
     """Turn what the file system refuses into a sentence."""
     try:
         yield

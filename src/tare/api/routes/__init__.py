@@ -10,8 +10,10 @@ from tare.api.routes import (
     images,
     observe,
     own,
+    registries,
     streaming,
     system,
+    volumes,
 )
 from tare.api.routing import Routes
 
@@ -19,6 +21,7 @@ from tare.api.routing import Routes
 def install(routes: Routes) -> None:
     """Add every path of the API to *routes*."""
     for noun in (
-        absent, archives, containers, execs, images, observe, own, streaming, system,
+        absent, archives, containers, execs, images, observe, own, registries, streaming, system,
+        volumes,
     ):  # fmt: skip
         noun.install(routes)

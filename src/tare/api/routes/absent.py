@@ -23,14 +23,8 @@ ABSENT: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     ),
     "pushing to a registry is not supported yet": (("POST", "/images/{ref}/push"),),
     "searching a registry is not supported": (("GET", "/images/search"),),
-    "registries are not supported yet": (
-        ("POST", "/auth"),
-        ("GET", "/distribution/{ref}/json"),
-    ),
-    "named volumes are not supported yet": (
-        ("POST", "/volumes/create"),
-        ("PUT", "/volumes/{ref}"),
-    ),
+    "registries are not supported yet": (("GET", "/distribution/{ref}/json"),),
+    "cluster volumes are not supported": (("PUT", "/volumes/{ref}"),),
     "networks are not supported yet": (
         ("POST", "/networks/create"),
         ("POST", "/networks/{ref}/connect"),
@@ -125,14 +119,6 @@ async def _inspect_network(call: Call) -> web.StreamResponse:
     raise MissingError(f"network {call.ref} not found")
 
 
-async def _volumes(call: Call) -> web.StreamResponse:
-    return answer({"Volumes": [], "Warnings": []})
-
-
-async def _no_volume(call: Call) -> web.StreamResponse:
-    raise MissingError(f"get {call.ref}: no such volume")
-
-
 async def _plugins(call: Call) -> web.StreamResponse:
     return answer([])
 
@@ -156,8 +142,4 @@ def install(routes: Routes) -> None:
     routes.add("GET", "/networks", _networks)
     routes.add("GET", "/networks/{ref}", _inspect_network)
     routes.add("POST", "/networks/prune", _nothing_to_prune)
-    routes.add("GET", "/volumes", _volumes)
-    routes.add("GET", "/volumes/{ref}", _no_volume)
-    routes.add("DELETE", "/volumes/{ref}", _no_volume)
-    routes.add("POST", "/volumes/prune", _nothing_to_prune)
     routes.add("GET", "/plugins", _plugins)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from aiohttp import web
 
-from tare.api.call import Call, answer, done, encoded, stream
+from tare.api.call import Call, answer, done, stream
+from tare.api.routes import registries
 from tare.api.routes.archives import send
+from tare.api.routes.telling import told
 from tare.api.routing import Routes
-from tare.errors import InvalidError, MissingError, TareError, UnsupportedError
+from tare.errors import InvalidError, MissingError, UnsupportedError
 from tare.model.reference import Reference
 from tare.wire import body, image
 
@@ -72,57 +73,15 @@ async def _prune(call: Call) -> web.StreamResponse:
     return answer({"ImagesDeleted": deleted or None, "SpaceReclaimed": freed})
 
 
-async def told(
-    call: Call, work: Callable[[Callable[[dict[str, object]], None]], Awaitable[None]]
-) -> web.StreamResponse:
-    """Run *work*, whose progress is a stream of JSON lines; an error is its last one.
-
-    An error before the first line is an ordinary answer.
-    """
-    lines: asyncio.Queue[bytes | None] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-
-    def say(line: dict[str, object]) -> None:
-        loop.call_soon_threadsafe(lines.put_nowait, encoded(line))
-
-    working = asyncio.ensure_future(work(say))
-    working.add_done_callback(lambda _: loop.call_soon(lines.put_nowait, None))
-    response = stream()
-    try:
-        while (line := await lines.get()) is not None:
-            if not response.prepared:
-                await response.prepare(call.request)
-            await response.write(line)
-        try:
-            await working
-        except TareError as error:
-            if not response.prepared:
-                raise
-            message = str(error)
-            await response.write(
-                encoded({"errorDetail": {"message": message}, "error": message, "hint": error.hint})
-            )
-    finally:
-        working.cancel()
-    if not response.prepared:
-        await response.prepare(call.request)
-    await response.write_eof()
-    return response
-
-
 async def _create(call: Call) -> web.StreamResponse:
     source = call.text("fromSrc")
     if source:
         return await _import(call, source)
-    name, tag = call.text("fromImage"), call.text("tag")
+    name, tag = call.text("fromImage").removesuffix(":"), call.text("tag")
     if not name:
         raise InvalidError("fromImage or fromSrc must be given")
     separator = "@" if ":" in tag else ":"
-    reference = Reference.parse(f"{name}{separator}{tag}" if tag else name).with_default_tag()
-    raise UnsupportedError(
-        f"pulling {reference.familiar!r} from a registry is not supported yet",
-        hint="bring the image with load, import or bootstrap",
-    )
+    return await registries.pull(call, Reference.parse(f"{name}{separator}{tag}" if tag else name))
 
 
 async def _import(call: Call, source: str) -> web.StreamResponse:

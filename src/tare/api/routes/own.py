@@ -11,7 +11,7 @@ from aiohttp import web
 
 from tare.api.call import Call, answer, encoded
 from tare.api.routes.containers import make
-from tare.api.routes.images import told
+from tare.api.routes.telling import told
 from tare.api.routing import Routes
 from tare.api.streams import MULTIPLEXED, Duplex, Hijacked, converse, frame, hijack
 from tare.engine.streams import Attachment

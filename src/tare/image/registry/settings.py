@@ -107,11 +107,17 @@ class Settings:
 
     def known(self, host: str) -> bool:
         """Was *host* named by the administrator?"""
-        return host in self.hosts
+        return any(
+            host == name or any(mirror.host == host for mirror in said.mirrors)
+            for name, said in self.hosts.items()
+        )
 
     def insecure(self, host: str) -> bool:
         """May *host* be spoken to by plain HTTP, or without a good certificate?"""
-        return is_loopback(host) or self.of(host).insecure
+        if is_loopback(host) or self.of(host).insecure:
+            return True
+        mirrors = (mirror for said in self.hosts.values() for mirror in said.mirrors)
+        return any(mirror.scheme == "http" and mirror.host == host for mirror in mirrors)
 
     def may_see_credentials(self, registry: str, realm: str) -> bool:
         """May the host *realm* be shown what is stored for *registry*?"""

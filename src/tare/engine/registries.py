@@ -1,0 +1,129 @@
+"""Registries for the rest of the engine: pull, push, login, look; with events.
+
+One value for each engine: it knows what is being downloaded, so that two pulls of one layer share
+it. Credentials come with each call and are not kept. Not for: how registries are spoken to
+(image.registry), what is configured (engine.config).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from tare.errors import InvalidError
+from tare.image.registry import client
+from tare.image.registry.download import Downloads
+from tare.image.registry.partial import Partials
+from tare.image.registry.pull import Pulled, Puller, Tell, repositories
+from tare.image.registry.settings import HUB, Settings, check_host, endpoint
+from tare.image.registry.transport import Host, Transport
+from tare.model.reference import DEFAULT_DOMAIN
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tare.engine.events import Events
+    from tare.engine.images import Images
+    from tare.image.registry.credentials import Credentials
+    from tare.image.store import ImageStore
+    from tare.model.oci import Platform
+    from tare.model.reference import Reference
+
+_COLLECT_SECONDS: Final = 3600.0
+
+
+class Registries:
+    """What one engine does with registries."""
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: Settings,
+        store: ImageStore,
+        images: Images,
+        events: Events,
+    ) -> None:
+        self.settings = settings
+        self._images = images
+        self._events = events
+        self._partials = Partials(directory)
+        self._downloads = Downloads(store, self._partials, parallel=settings.downloads)
+        self._puller = Puller(store, self._partials, self._downloads)
+        self._next_collection = time.monotonic() + _COLLECT_SECONDS
+
+    def recover(self) -> None:
+        """Delete what a crash left and nobody can use: in a thread, before anything else."""
+        self._partials.recover()
+        self.collect()
+
+    def collect(self) -> int:
+        """Delete what downloads left that were not gone on with for long; the bytes freed."""
+        return self._partials.collect()
+
+    def close(self) -> None:
+        """End the threads; no call may be under way."""
+        self._downloads.close()
+
+    # --- pull ---------------------------------------------------------------------------------
+
+    async def pull(
+        self,
+        reference: Reference,
+        tell: Tell,
+        *,
+        credentials: Credentials | None = None,
+        platform: Platform | None = None,
+    ) -> Pulled:
+        """Bring one image, by tag or digest (``latest`` when it has neither)."""
+        async with Transport(self.settings) as transport:
+            return await self._pull(transport, reference, tell, credentials, platform)
+
+    async def pull_all(
+        self,
+        reference: Reference,
+        tell: Tell,
+        *,
+        credentials: Credentials | None = None,
+        platform: Platform | None = None,
+    ) -> None:
+        """Bring every tag of a repository, one after the other."""
+        async with Transport(self.settings) as transport:
+            places = await repositories(transport, reference, credentials)
+            for tag in await places[-1].tags():
+                await self._pull(transport, reference.with_tag(tag), tell, credentials, platform)
+
+    async def _pull(
+        self,
+        transport: Transport,
+        reference: Reference,
+        tell: Tell,
+        credentials: Credentials | None,
+        platform: Platform | None,
+    ) -> Pulled:
+        try:
+            pulled = await self._puller.pull(
+                transport, reference, tell, credentials=credentials, platform=platform
+            )
+        finally:
+            self._images.changed()
+        shown = reference.with_default_tag().familiar
+        self._events.emit("image", "pull", shown, {"name": reference.familiar_name})
+        return pulled
+
+    # --- look ---------------------------------------------------------------------------------
+
+    async def login(self, credentials: Credentials, server: str) -> None:
+        """See that the registry *server* (a host, "" is Docker Hub) takes these credentials."""
+        if not credentials:
+            raise InvalidError("no credentials were given")
+        host = HUB if server in ("", DEFAULT_DOMAIN, "index.docker.io") else check_host(server)
+        async with Transport(self.settings) as transport:
+            place = await transport.find(endpoint(host))
+            await client.ping(Host(transport, place, credentials))
+
+    async def keep_house(self) -> None:
+        """Call it now and then: what is old is collected, once an hour."""
+        if time.monotonic() >= self._next_collection:
+            self._next_collection = time.monotonic() + _COLLECT_SECONDS
+            await asyncio.to_thread(self._partials.collect)
