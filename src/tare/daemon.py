@@ -26,7 +26,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tare import __version__
 from tare.api.server import Server, bind
@@ -34,6 +34,9 @@ from tare.engine.engine import Engine
 from tare.engine.paths import Paths
 from tare.errors import FailedError, TareError
 from tare.run import rootless
+
+if TYPE_CHECKING:
+    from tare.api.registry.server import RegistryServer
 
 log = logging.getLogger("tare.daemon")
 
@@ -134,8 +137,10 @@ async def serve(paths: Paths, *, foreground: bool) -> None:
             paths.socket.unlink(missing_ok=True)
         raise
     server = Server(engine, group=group)
+    registry: RegistryServer | None = None
     try:
         await server.start(listening)
+        registry = await _registry(engine)
         # What exists now lives as long as the daemon; the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -150,8 +155,29 @@ async def serve(paths: Paths, *, foreground: bool) -> None:
         if passed is None:
             # Connections from now on fail at once, so a client starts the next daemon.
             paths.socket.unlink(missing_ok=True)
+        if registry is not None:
+            await registry.close(2.0)
         await server.close()
         await engine.close()
+
+
+async def _registry(engine: Engine) -> RegistryServer | None:
+    """The registry that is configured, if one is; the engine works without it too."""
+    settings = engine.config.registry
+    if settings is None:
+        return None
+    from tare.api.registry.server import RegistryServer
+
+    for warning in settings.warnings():
+        log.warning("registry: %s", warning)
+    registry = RegistryServer(settings, engine.paths.state)
+    try:
+        await registry.start()
+    except TareError as error:
+        log.error("the registry is not served: %s", error)
+        return None
+    log.info("the registry listens on %s", ", ".join(registry.addresses))
+    return registry
 
 
 def _run(arguments: argparse.Namespace) -> None:

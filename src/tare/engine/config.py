@@ -14,6 +14,16 @@
     key = "client.key"
     token-hosts = ["auth.example"]     # may be shown the credentials of this registry
 
+    [registry]                         # a registry that the daemon itself serves
+    enabled = true
+    listen = "127.0.0.1:5000"
+    tls-cert = "registry.pem"          # with tls-key; paths are relative to CONFIG
+    tls-key = "registry.key"
+    htpasswd = "users"                 # who may use it; without it, everybody who reaches it
+    read-only = false
+    images = true                      # show the engine's own images too
+    data = "/srv/registry"             # instead of STATE/registry
+
 A table is one field of `Config` and one function in `_TABLES` that reads it; each takes all its
 keys from a `Table`, and whatever it did not take is refused. Errors name file, line and key.
 
@@ -33,6 +43,7 @@ from urllib.parse import urlsplit
 
 from tare.errors import InvalidError
 from tare.image.registry.settings import HostSettings, Mirror, Settings, check_host
+from tare.image.registry_store.settings import LISTEN, ServeSettings, parse_listen
 
 NAME: Final = "config.toml"
 _LIMIT: Final = 256 << 10
@@ -45,6 +56,8 @@ class Config:
     """What is configured; a table that is absent has its defaults."""
 
     registries: Settings = field(default_factory=Settings)
+    registry: ServeSettings | None = None
+    """The registry to serve, if one is."""
 
 
 class Table:
@@ -280,6 +293,30 @@ def _registry(registries: Table, name: str, table: Table) -> HostSettings:
     return found
 
 
+def _served(config: Config, table: Table) -> Config:
+    enabled = table.flag("enabled")
+    text = table.text("listen", LISTEN)
+    try:
+        host, port = parse_listen(text)
+    except InvalidError as error:
+        table.refuse("listen", f"is {error}")
+    data = table.text("data")
+    cert, key = table.path("tls-cert"), table.path("tls-key")
+    if (cert is None) != (key is None):
+        table.refuse("tls-key" if cert is None else "tls-cert", "needs the other")
+    found = ServeSettings(
+        data=table.directory / data if data else None,
+        host=host,
+        port=port,
+        tls_cert=cert,
+        tls_key=key,
+        htpasswd=table.path("htpasswd"),
+        read_only=table.flag("read-only"),
+        images=table.flag("images", True),
+    )
+    return replace(config, registry=found if enabled else None)
+
+
 def _host(table: Table, key: str, text: str) -> str:
     try:
         return check_host(text)
@@ -297,4 +334,5 @@ def _mirror(table: Table, text: str) -> Mirror:
 
 _TABLES: Final[dict[str, Callable[[Config, Table], Config]]] = {
     "registries": _registries,
+    "registry": _served,
 }

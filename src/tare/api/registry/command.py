@@ -2,7 +2,7 @@
 
 A registry is served by a process of its own, in the foreground, so that what strangers send is not
 parsed where containers are kept; it needs no daemon, and the daemon's end does not end it. (A
-daemon whose configuration says so serves one itself.) The content is safe against the end of either.
+daemon whose configuration says so serves one itself.) The content survives the end of either.
 
 Not for: registries of others (``image.registry``).
 """

@@ -19,6 +19,7 @@ import errno
 import logging
 import os
 import socket
+import sqlite3
 import ssl
 import time
 from contextlib import ExitStack
@@ -194,7 +195,7 @@ class RegistryServer:
     """A registry, answering from `start` to `close`."""
 
     def __init__(self, settings: ServeSettings, state: Path, *, verbose: bool = False) -> None:
-        """*state* is the engine's state directory."""
+        """*state* is the engine's state directory; `start` may raise FailedError."""
         self._settings = settings
         self._state = state
         self._verbose = verbose
@@ -206,6 +207,12 @@ class RegistryServer:
 
     async def start(self) -> None:
         """Open the content and listen; the error says which of the settings cannot be."""
+        try:
+            await self._start()
+        except (OSError, sqlite3.Error) as error:
+            raise FailedError(f"the registry cannot be served: {error}") from error
+
+    async def _start(self) -> None:
         settings = self._settings
         tls = _tls(settings)
         users = Htpasswd(settings.htpasswd) if settings.htpasswd is not None else None

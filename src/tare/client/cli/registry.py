@@ -48,6 +48,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "image bootstrap": ("archives", "Make a base image from Debian's signed packages"),
     "image inspect": ("inspect", "Show all details of images"),
     "image prune": ("prune", "Remove images that nothing uses"),
+    "volume create": ("volumes", "Make a volume"),
+    "volume export": ("volumes", "Write a volume as a tar archive, bit for bit"),
+    "volume import": ("volumes", "Make a volume of an archive"),
+    "volume inspect": ("volumes", "Show all details of volumes"),
+    "volume ls": ("volumes", "List volumes"),
+    "volume prune": ("volumes", "Remove anonymous volumes that no container has"),
+    "volume rm": ("volumes", "Remove volumes and what is in them"),
+    "registry gc": ("registries", "Delete the blobs of the registry that no manifest needs"),
+    "registry ls": ("registries", "List the names that the registry has"),
+    "registry passwd": ("registries", "Set a user's password in a file for --htpasswd"),
+    "registry serve": ("registries", "Serve a registry until it is told to end"),
     "system df": ("system", "Show how much disk is used"),
     "system prune": ("prune", "Remove stopped containers and unused images"),
 }
@@ -71,6 +82,8 @@ ALIASES: dict[str, str] = {
     "image list": "images",
     "image rm": "rmi",
     "image remove": "rmi",
+    "volume list": "volume ls",
+    "volume remove": "volume rm",
     "system info": "info",
     "system events": "events",
 }
@@ -78,7 +91,9 @@ ALIASES: dict[str, str] = {
 GROUPS = {
     "container": "Manage containers",
     "image": "Manage images",
+    "registry": "Serve a registry",
     "system": "Manage the engine",
+    "volume": "Manage volumes",
 }
 
 # Docker's commands that are not here yet: the sentence says what to do instead.
@@ -90,7 +105,6 @@ LATER: dict[str, str] = {
     "logout": "There is no registry to log out of yet.",
     "search": "There is no registry to search yet.",
     "network": "Containers have --network none or host for now.",
-    "volume": "Mount a host directory with -v /host:/container.",
     "vm": "Images run as containers for now.",
     "compose": "Start the services one by one with `tare run -d`.",
     "image pull": "Make one with `tare image bootstrap debian:bookworm`, or `tare load` one.",
