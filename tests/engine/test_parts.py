@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -204,9 +205,9 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         paths.prepare()
 
 
-@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("written", ["", "file", "attribute", "flag"])
 def test_a_directory_is_used_again_only_if_nobody_wrote_to_it(
-    tmp_path: Path, written: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, written: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tare.engine.workloads._GRACE", 0)
     paths = Paths(tmp_path / "s", tmp_path / "r", tmp_path / "c")
@@ -217,9 +218,16 @@ def test_a_directory_is_used_again_only_if_nobody_wrote_to_it(
         first = Path(workloads.make("a" * 64))
         (first / "upper").mkdir()
         (first / "work/work").mkdir(parents=True)
+        (first / "work/incompat/volatile").mkdir(parents=True)
         (first / "log").write_text("secret")
-        if written:
-            (first / "upper/file").write_text("secret")
+        match written:
+            case "file":
+                (first / "upper/file").write_text("secret")
+            case "attribute":
+                os.setxattr(first / "upper", "user.secret", b"x")
+            case "flag":
+                subprocess.run(["chattr", "+d", first / "upper"], check=True)
+        (first / "upper").chmod(0o711)
         workloads.discard("a" * 64)
         assert not first.exists()
         await workloads.drained()
@@ -228,7 +236,9 @@ def test_a_directory_is_used_again_only_if_nobody_wrote_to_it(
         second = Path(workloads.make("b" * 64))
 
         left = sorted(p.relative_to(second).as_posix() for p in second.rglob("*"))
-        assert left in (["files"], ["files", "work"])
+        kept = ["files", "log", "upper.unused", "work"]
+        assert left == (["files"] if written else kept)
+        assert written or (second / "log").read_bytes() == b""
         assert list(paths.trash.iterdir()) == []
 
     run(work())

@@ -24,7 +24,8 @@ from tare.model.state import Fact
 from tare.run import link, rootless
 from tare.run.launching import limits_of
 from tare.run.plan import Host, Place, limit_values, plan, plan_exec, throttle_values
-from tare.run.sandbox import Sandbox
+from tare.run.rootfs import make_skeleton
+from tare.run.sandbox import ExecPlan, Sandbox
 
 _PLANNED: Final = 64
 
@@ -34,6 +35,7 @@ class Sandboxes:
 
     def __init__(self, paths: Paths, host: Host, layout: cgroup.Layout) -> None:
         self._paths = paths
+        self._skeleton = make_skeleton(os.fspath(paths.state / "skeleton"))
         self._host = host
         self._layout = layout
         self._keeper: link.Keeper | None = None
@@ -72,7 +74,7 @@ class Sandboxes:
     def check(self, request: Request) -> Sequence[str]:
         """Plan it now, so that what can never start is refused at create."""
         identity = request.record.id
-        sandbox = plan(request.record.spec, self._place(request), self._host)
+        sandbox = self._sandbox(request)
         if not request.joined and not _joins(request.record):
             if len(self._planned) >= _PLANNED:
                 del self._planned[next(iter(self._planned))]
@@ -85,7 +87,7 @@ class Sandboxes:
         try:
             sandbox = self._planned.pop(request.record.id, None)
             if sandbox is None:
-                sandbox = plan(request.record.spec, self._place(request), self._host)
+                sandbox = self._sandbox(request)
             keeper = self._connected()
         except BaseException:
             _close_all(readers)
@@ -107,9 +109,7 @@ class Sandboxes:
     ) -> Started:
         """Start a program inside."""
         try:
-            wanted = plan_exec(
-                record.spec, instance.spec, self._place(Request(record, ())), self._host
-            )
+            wanted = self._program(record, instance)
             wanted["exec_id"] = instance.id
             wanted["pid"], wanted["start_time"] = record.pid, record.pid_start
             keeper = self._connected()
@@ -297,6 +297,14 @@ class Sandboxes:
             raise FailedError("the keeper is not connected", hint="try again")
         return self._keeper
 
+    def _sandbox(self, request: Request) -> Sandbox:
+        """What the keeper is to start for a workload."""
+        return plan(request.record.spec, self._place(request), self._host)
+
+    def _program(self, record: Record, instance: ExecRecord) -> ExecPlan:
+        """What the keeper is to start for an exec."""
+        return plan_exec(record.spec, instance.spec, self._place(Request(record, ())), self._host)
+
     def _group(self, record: Record) -> cgroup.Group:
         return self._layout.group(record.cgroup)
 
@@ -309,7 +317,7 @@ class Sandboxes:
         return Place(
             id=record.id,
             name=record.name,
-            layers=tuple(os.fspath(path) for path in request.layers),
+            layers=(self._skeleton, *(os.fspath(path) for path in request.layers)),
             state_dir=record.workload_dir,
             run_dir=f"{self._paths.run}/workloads/{record.id}",
             cgroup=record.cgroup,
@@ -318,6 +326,7 @@ class Sandboxes:
                 f"/etc/{name}": f"{files}/{name}" for name in ("hosts", "hostname", "resolv.conf")
             },
             joined={kind: other.pid for kind, other in request.joined.items()},
+            volumes=f"{self._paths.state}/volumes",
         )
 
 

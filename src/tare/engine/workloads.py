@@ -4,6 +4,7 @@
 
     state/workloads/ID/    0700
         upper/ work/       overlay's: what the container wrote (made by run.rootfs)
+        upper.unused/      in place of upper/: as good as new (run.rootfs takes it)
         files/             hosts, hostname, resolv.conf
         log log.1 ...      run.logs
     state/spare/N/         the same, never written to by its last owner
@@ -20,14 +21,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import fcntl
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from typing import Final
 
 from tare.engine.paths import Paths
 from tare.errors import FailedError
+from tare.run.rootfs import UNUSED_UPPER
 
+_FS_IOC_GETFLAGS: Final = 0x80086601
 _SPARES: Final = 64
 _GRACE: Final = 1.0  # seconds between a removal and the look at what it left
 
@@ -135,16 +141,43 @@ def _unused(path: str) -> bool:
         for name in os.listdir(path):
             match name:
                 case "upper":
-                    # Not kept: owner, mode and attributes of the root are each container's own.
-                    os.rmdir(f"{path}/upper")
+                    _clear_upper(f"{path}/upper")
+                    os.rename(f"{path}/upper", f"{path}/{UNUSED_UPPER}")
                 case "work":
-                    # overlayfs leaves an empty work/work; with anything else this fails.
-                    for left in os.listdir(f"{path}/work"):
-                        os.rmdir(f"{path}/work/{left}")
-                case "files":
+                    # What overlayfs leaves there, also with "volatile"; anything else fails.
+                    for left in ("incompat/volatile", "incompat", "work"):
+                        with contextlib.suppress(FileNotFoundError):
+                            os.rmdir(f"{path}/work/{left}")
+                    if os.listdir(f"{path}/work"):
+                        return False
+                case "log":
+                    os.truncate(f"{path}/log", 0)
+                case _ if name in ("files", UNUSED_UPPER):
                     pass
                 case _:
                     os.unlink(f"{path}/{name}")
     except OSError:
         return False
     return True
+
+
+def _clear_upper(path: str) -> None:
+    """OSError if anything was written to *path*; owner and mode are set again at its next use."""
+    if os.listdir(path) or _flags(path) != _flags(os.path.dirname(path)):
+        raise OSError(errno.ENOTEMPTY, "a container wrote to it", path)
+    for name in os.listxattr(path):
+        if not name.startswith(("trusted.overlay.", "user.overlay.")):
+            raise OSError(errno.ENOTEMPTY, "it has attributes of a container", path)
+        os.removexattr(path, name)
+
+
+def _flags(directory: str) -> int:
+    """The directory's inode flags, ioctl_iflags(2); 0 where the file system has none."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        (flags,) = struct.unpack("l", fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(8)))
+    except OSError:
+        return 0
+    finally:
+        os.close(descriptor)
+    return int(flags)

@@ -48,7 +48,7 @@ from tare.run.stock import Stock
 from tare.run.stub import Stub
 
 _SPARES: Final = 3
-_SOON: Final = 0.03
+_SOON: Final = 0.001
 """How long nothing must happen before what is not urgent is done, in seconds."""
 _MOST_DEFERRED: Final = 64
 
@@ -136,10 +136,10 @@ class Keeper:
             if not ready and (wanted or context.deferred):
                 # Nothing to do right now: tidy up, and prepare for what comes next.
                 context.close_deferred()
-                if stock is not None and stock.wanted:
-                    stock.fill()
-                elif spares is not None and more:
+                if spares is not None and more:
                     spares.fill()
+                elif stock is not None and stock.wanted:
+                    stock.fill()
                 continue
             if len(context.deferred) > _MOST_DEFERRED:
                 os.close(context.deferred.pop(0))

@@ -21,6 +21,11 @@ from tare.kernel import mount, process
 from tare.run.sandbox import Root
 
 _KEPT_LAYERS: Final = 512
+_SKELETON_MODE: Final = 0o755
+_SKELETON_DIRECTORIES: Final = ("", "dev", "etc", "proc", "sys")
+_SKELETON_FILES: Final = ("etc/hosts", "etc/hostname", "etc/resolv.conf")
+UNUSED_UPPER: Final = "upper.unused"
+"""Beside its place, an upper directory that nobody has written to and that may be used."""
 _PREFERRED_DIRECT: Final = [True]  # whether this kernel's EROFS takes "directio"
 
 
@@ -112,12 +117,33 @@ def overlay(
     return mount.filesystem("overlay", [("lowerdir", names), *tail], attributes=root["attributes"])
 
 
+def make_skeleton(directory: str) -> str:
+    """The lowest layer of every sandbox: the places that are mounted on, so none is made in it.
+
+    Empty files and directories; whatever an image has under these names hides them.
+    """
+    for name in _SKELETON_DIRECTORIES:
+        path = f"{directory}/{name}"
+        os.makedirs(path, exist_ok=True)
+        os.chmod(path, _SKELETON_MODE)
+    for name in _SKELETON_FILES:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(f"{directory}/{name}", flags, 0o644)
+        os.fchmod(file, 0o644)
+        os.close(file)
+    return directory
+
+
 def _make_upper(root: Root, lowers: list[int], owner: int) -> None:
     try:
-        os.mkdir(root["upper"], 0o700)
-    except FileExistsError:
-        os.makedirs(root["work"], 0o700, exist_ok=True)
-        return
+        # A directory that was used before, as good as new, costs no new inode.
+        os.rename(f"{os.path.dirname(root['upper'])}/{UNUSED_UPPER}", root["upper"])
+    except FileNotFoundError:
+        try:
+            os.mkdir(root["upper"], 0o700)
+        except FileExistsError:
+            os.makedirs(root["work"], 0o700, exist_ok=True)
+            return
     status = os.fstat(lowers[-1])
     os.makedirs(root["work"], 0o700, exist_ok=True)
     os.chown(root["upper"], max(status.st_uid, owner), max(status.st_gid, owner))
