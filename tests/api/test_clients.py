@@ -274,7 +274,6 @@ def test_conflicts_and_missing_things_are_one_sentence(host: Host, running: str)
         (("rm", running), "is running"),
         (("start", "none-such"), "No such container: none-such"),
         (("rmi", "busybox"), "conflict"),
-        (("run", "-v", "data:/x", "busybox"), "named volumes are not supported yet"),
         (("run", "-p", "80:80", "busybox"), "publishing ports is not supported yet"),
         (("run", "--network", "mine", "busybox"), "is not there"),
         (("run", "-m", "1m", "busybox"), "Minimum memory limit allowed is 6MB"),

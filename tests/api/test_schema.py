@@ -102,6 +102,7 @@ def busy(api: Api) -> Api:
         ("GET /networks", "/networks"),
         ("GET /networks/{id}", "/networks/host"),
         ("GET /volumes", "/volumes"),
+        ("GET /volumes/{name}", "/volumes/data"),
         ("GET /plugins", "/plugins"),
     ],
 )

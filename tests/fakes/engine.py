@@ -32,6 +32,7 @@ from tare.model.record import (
 )
 from tare.model.spec import ContainerSpec, ExecSpec
 from tare.model.state import State
+from tare.model.volume import Volume, VolumeStatus
 
 IMAGE = Image(
     id=Digest("a" * 64),
@@ -244,6 +245,20 @@ class Containers:
         yield [LogLine(1, 1_000_000_000, b"out\n"), LogLine(2, 2_000_000_000, b"err\n")]
 
 
+class Volumes:
+    def listed(self, filters: object = None) -> list[VolumeStatus]:
+        volume = Volume(name="data", created_ns=1_704_067_200 * 10**9, labels={"a": "b"})
+        return [VolumeStatus(volume=volume, path="/v/data/_data", users=("web",))]
+
+    def status(self, name: str) -> VolumeStatus:
+        if name != "data":
+            raise MissingError(f"get {name}: no such volume")
+        return self.listed()[0]
+
+    async def sized(self, found: list[VolumeStatus]) -> list[VolumeStatus]:
+        return [replace(one, size=4096) for one in found]
+
+
 class Execs:
     def __init__(self, containers: Containers) -> None:
         self._containers = containers
@@ -288,6 +303,7 @@ class Engine:
         self.events = Events()
         self.images = Images()
         self.containers = Containers(self.events)
+        self.volumes = Volumes()
         self.execs = Execs(self.containers)
 
     async def info(self) -> Info:

@@ -230,11 +230,9 @@ def test_value_that_makes_no_sense_is_refused(given_: dict[str, object]) -> None
 @pytest.mark.parametrize(
     "given_",
     [
-        {"Binds": ["data:/x"]},
         {"NetworkMode": "bridge"},
         {"NetworkMode": "mine"},
         {"PortBindings": {"80/tcp": [{"HostPort": "8080"}]}},
-        {"VolumesFrom": ["x"]},
         {"Links": ["x:y"]},
         {"StorageOpt": {"size": "1G"}},
         {"DeviceRequests": [{"Driver": "nvidia"}]},
@@ -247,12 +245,20 @@ def test_what_is_not_there_yet_is_unsupported(given_: dict[str, object]) -> None
 
 
 def test_anonymous_volumes_join_those_of_the_image() -> None:
-    spec = host(Binds=["/cache", "/host:/data"])
+    spec = host(Binds=["/cache", "/host:/data"], VolumesFrom=["web:ro"])
 
-    assert spec.volumes == ("/cache",)
+    assert spec.volumes == ("/data",)  # of the image; whether it is taken the engine sees
+    assert spec.volumes_from == ("web:ro",)
     assert spec.mounts == (
+        Mount(kind=MountKind.VOLUME, target="/cache", create_source=True, anonymous=True),
         Mount(kind=MountKind.BIND, source="/host", target="/data", create_source=True),
     )
+
+
+@pytest.mark.parametrize("text", ["", ":ro", "../x", "a:bogus", "a b"])
+def test_volumes_from_that_names_no_container_is_refused(text: str) -> None:
+    with pytest.raises(InvalidError, match="volumes-from"):
+        host(VolumesFrom=[text])
 
 
 @pytest.mark.parametrize("name", ["/web", "a.b-c_1", "", "0a"])

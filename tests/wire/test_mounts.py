@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tare.errors import InvalidError, TareError, UnsupportedError
-from tare.model.spec import Mount, MountKind
+from tare.model.spec import Mount, MountKind, VolumeWish
 from tare.wire import mounts
-from tare.wire.body import BindOptions, MountBody, TmpfsOptions
+from tare.wire.body import BindOptions, DriverConfig, MountBody, TmpfsOptions, VolumeOptions
 
 _VECTORS = [
     json.loads(line)
@@ -108,3 +108,55 @@ def test_unknown_tmpfs_option_is_refused(options: str) -> None:
 def test_two_mounts_for_one_target_are_refused() -> None:
     with pytest.raises(InvalidError, match="Duplicate mount point: /x"):
         mounts.together(["/a:/x"], [], {"/x/": ""})
+
+
+def _volume_body(**options: object) -> MountBody:
+    source = options.pop("source", "db")
+    return MountBody(
+        type="volume",
+        source=str(source),
+        target="/v",
+        volume_options=VolumeOptions(**options),  # type: ignore[arg-type]  # a test names its fields
+    )
+
+
+def test_volume_mount_object_in_full() -> None:
+    found = mounts.mount(
+        _volume_body(
+            no_copy=True,
+            subpath="a/b",
+            labels={"a": "b"},
+            driver_config=DriverConfig(name="local", options={"type": "tmpfs"}),
+        )
+    )
+
+    assert (found.source, found.no_copy, found.subpath, found.anonymous) == (
+        "db",
+        True,
+        "a/b",
+        False,
+    )
+    assert found.volume == VolumeWish(driver="local", options={"type": "tmpfs"}, labels={"a": "b"})
+
+
+@pytest.mark.attack("A24")
+@pytest.mark.parametrize("name", ["../../x", "a/b", ".", "..", "a", "x" * 300, "a\0b", "-v", "ä/b"])
+def test_volume_names_that_could_be_paths_are_refused(name: str) -> None:
+    with pytest.raises(InvalidError):
+        mounts.mount(_volume_body(source=name))
+
+
+@pytest.mark.attack("A24")
+@pytest.mark.parametrize("subpath", ["/etc", "../x", "a/../../etc", ".."])
+def test_subpaths_that_lead_out_are_refused(subpath: str) -> None:
+    with pytest.raises(InvalidError, match="subpath"):
+        mounts.mount(_volume_body(subpath=subpath))
+
+
+def test_propagation_of_a_volume_is_refused() -> None:
+    body = MountBody(
+        type="volume", source="db", target="/v", bind_options=BindOptions(propagation="rshared")
+    )
+
+    with pytest.raises(InvalidError, match="BindOptions must not be specified"):
+        mounts.mount(body)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import os
 import secrets
 import time
@@ -45,7 +46,7 @@ class Containers(Copying):
         given = names.checked(name) if name else ""
         if given and (holder := store.holder(given)) is not None:
             raise names.conflict(given, holder)
-        spec, warnings = self._checked(spec)
+        spec, warnings = self._checked(self._core.volumes.resolve(spec))
         identity = _new_id()
         if not spec.hostname:
             spec = replace(spec, hostname=generated.hostname(spec, identity))
@@ -53,8 +54,11 @@ class Containers(Copying):
         images = self._core.images
         # Counted as a user before it is looked up: a removal in between sees that.
         images.hold(spec.image_id, identity)
+        fresh: builtins.list[str] = []
+        pins = contextlib.ExitStack()
         try:
             image = await images.get(spec.image_id)
+            spec, fresh = await self._volumes(spec, pins)
             block = self._block(spec, highest=images.highest_id(image))
             record = self._record(identity, given, spec, block)
             record = changed(record, layers=tuple(layer.hex for layer in image.layers))
@@ -67,13 +71,33 @@ class Containers(Copying):
         except BaseException as error:
             images.release(spec.image_id, identity)
             self._core.workloads.discard(identity)
+            pins.close()
+            await self._core.volumes.discard(fresh)
             if block is not None:
                 self._core.blocks.release(block)
             if isinstance(error, OSError):
                 raise FailedError(f"cannot create the container: {error}") from error
             raise
+        pins.close()
         self._lifecycle.emit(record, "create")
         return identity, warnings
+
+    async def _volumes(
+        self, spec: ContainerSpec, pins: contextlib.ExitStack
+    ) -> tuple[ContainerSpec, builtins.list[str]]:
+        """*spec* with its volumes made, filled and pinned, and which of them are new."""
+        volumes = self._core.volumes
+        spec, fresh = await volumes.make_for(spec)
+        names = [m.source for m in spec.mounts if m.kind is MountKind.VOLUME]
+        if names:
+            pins.enter_context(volumes.pinned(names))
+            try:
+                await volumes.fill(spec, await self._core.images.tree(spec.image_id))
+            except BaseException:
+                pins.close()
+                await volumes.discard(fresh)
+                raise
+        return spec, fresh
 
     def _record(
         self, identity: str, name: str, spec: ContainerSpec, block: IdBlock | None
@@ -284,6 +308,8 @@ class Containers(Copying):
         """Remove it; a running one only with *force*. Its name is free when this returns."""
         record = self._store.get(ref)
         await self._lifecycle.uninterrupted(self._remove(record.id, ref, force=force))
+        if volumes:
+            await self._core.volumes.drop_anonymous(record)
 
     async def _remove(self, identity: str, ref: str, *, force: bool) -> None:
         live = self._lifecycle.live(identity)
@@ -345,12 +371,6 @@ def _new_id() -> str:
 def _check_mounts(spec: ContainerSpec) -> None:
     seen: set[str] = set()
     for mount in spec.mounts:
-        if mount.kind is MountKind.VOLUME:
-            raise UnsupportedError(
-                f"volume {mount.source[:80] or mount.target!r} cannot be used: "
-                "this engine has no named volumes yet",
-                hint="bind a directory of the host instead: -v /some/where:" + mount.target,
-            )
         target = os.path.normpath(mount.target)
         if target in seen:
             raise InvalidError(f"Duplicate mount point: {mount.target}")

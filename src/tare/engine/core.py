@@ -23,6 +23,7 @@ from tare.model.record import Record
 
 if TYPE_CHECKING:
     from tare.engine.images import Images
+    from tare.engine.volumes import Volumes
 
 JOINABLE: Final = ("network", "pid", "ipc", "uts")
 
@@ -39,6 +40,7 @@ class Core:
     driver: Driver
     lifecycle: Lifecycle
     images: Images
+    volumes: Volumes
     abilities: Abilities
 
 

@@ -107,7 +107,7 @@ class Engine:
     def open(cls, paths: Paths) -> Self:
         """The engine of *paths* on this host, not started; the caller holds its lock."""
         from tare.engine.abilities import detect
-        from tare.engine.sandboxes import Sandboxes
+        from tare.engine.machines import Machines
         from tare.run import host
 
         paths.prepare()
@@ -117,7 +117,7 @@ class Engine:
         with contextlib.suppress(OSError):
             layout.make_room()
         _keep_some_for_the_host(layout, paths.cgroup_parent)
-        driver = Sandboxes(paths, facts, layout)
+        driver = Machines(paths, facts, layout)
         images = ImageStore(paths.state, extract=facts.rootless or not erofs_from_files())
         return cls(
             paths, Store(paths.database), driver, images, detect(layout), configured=configured

@@ -93,6 +93,7 @@ class Lifecycle:
         self.after_start: list[Callable[[Record], None]] = []
         self.after_end: list[Callable[[Record], None]] = []
         self.after_removal: list[Callable[[Record], None]] = []
+        self.after_settled: list[Callable[[Record], None]] = []  # after an end or a failed start
         self.exec_ended: Callable[[Ended], None] | None = None
 
     # --- what others may ask ------------------------------------------------------------------
@@ -243,6 +244,8 @@ class Lifecycle:
             self._schedule(record.id, live)
         elif record.spec.auto_remove and not live.restarting_by_hand:
             self.dispose(record)
+        for follow in self.after_settled:
+            follow(record)
         return record
 
     def _remember_usage(self, record: Record, ended: Ended) -> None:

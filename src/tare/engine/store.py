@@ -6,6 +6,7 @@ fsync of its own; after a power cut a record may be an older one, and recovery s
     meta(key, value)             schema
     containers(seq, spec, state)  one row a container, its record as JSON in two parts: what was
                                   asked for, which seldom changes, and all the rest
+    volumes, budgets, ...(name, value)  engine.documents
 
 Reads never touch the disk. Each write is one statement, so one commit. The one writer is the
 daemon that holds ``run/daemon.lock``.
@@ -17,10 +18,10 @@ from __future__ import annotations
 
 import bisect
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -32,6 +33,7 @@ from tare.model.state import State
 SCHEMA: Final = 1
 _CHECKPOINT_EVERY: Final = 1024  # commits between two moves of the WAL into the database
 
+_T = TypeVar("_T")
 _INACTIVE: Final = frozenset((State.CREATED, State.EXITED, State.DEAD))
 
 _STATE_FIELDS: Final = tuple(name for name in Record.__dataclass_fields__ if name != "spec")
@@ -161,6 +163,24 @@ class Store:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         finally:
             connection.close()
+
+    def make_table(self, statement: str) -> None:
+        """Run a CREATE TABLE IF NOT EXISTS; FailedError when the database refuses it."""
+        self._checked(lambda: self._db.execute(statement))
+
+    def rows(self, statement: str) -> list[tuple[bytes, ...]]:
+        """All rows of a SELECT."""
+        return self._checked(lambda: list(self._db.execute(statement)))
+
+    def execute(self, statement: str, values: tuple[int | bytes, ...]) -> None:
+        """One change of a table of `engine.documents`, durable when it returns."""
+        self._write(statement, values)
+
+    def _checked(self, work: Callable[[], _T]) -> _T:
+        try:
+            return work()
+        except sqlite3.Error as error:
+            raise FailedError(f"cannot use the engine's database {self._path}: {error}") from error
 
     def close(self) -> None:
         """Close the database; the last connection moves the WAL into it."""

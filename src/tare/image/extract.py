@@ -57,7 +57,8 @@ class Rules:
     marks are ``user.overlay.*``. ``devices``: make device nodes, else leave them out and count
     them. ``owner`` maps uid and gid; None leaves all to the caller. ``replace_types``: a directory
     may take the place of something else and the other way round, else that is ConflictError.
-    ``mode_mask``: the bits of a mode that may be set.
+    ``mode_mask``: the bits of a mode that may be set. ``all_xattrs``: set every attribute but
+    overlayfs's own: for archives that the host itself has written, of a volume.
     """
 
     layer: bool = True
@@ -66,6 +67,7 @@ class Rules:
     owner: Owner | None = same_owner
     replace_types: bool = True
     mode_mask: int = 0o7777
+    all_xattrs: bool = False
 
 
 class Extractor:
@@ -430,7 +432,10 @@ class Extractor:
             chown(*self._rules.owner(entry.uid, entry.gid))
 
     def _set_xattrs(self, file: int, entry: Entry) -> None:
-        for key, value in permitted_xattrs(entry, self._summary).items():
+        wanted = permitted_xattrs(entry, self._summary)
+        if self._rules.all_xattrs:
+            wanted = {k: v for k, v in entry.xattrs.items() if b".overlay." not in k}
+        for key, value in wanted.items():
             try:
                 os.setxattr(file, key, value)
             except OSError as error:

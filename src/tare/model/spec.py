@@ -22,6 +22,13 @@ class SecurityProfile(StrEnum):
     HARDENED = "hardened"
 
 
+class Isolation(StrEnum):
+    """What stands between a workload and the host: the kernel's walls, or a kernel of its own."""
+
+    CONTAINER = "container"
+    VM = "vm"
+
+
 class MountKind(StrEnum):
     """What is mounted."""
 
@@ -241,6 +248,7 @@ class ContainerSpec:
     attach_stdout: bool = True
     attach_stderr: bool = True
     cidfile: str = ""
+    isolation: Isolation = Isolation.CONTAINER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,11 +40,20 @@ class BindOptions(Struct, rename="pascal"):
     read_only_force_recursive: bool | None = None
 
 
+class DriverConfig(Struct, rename="pascal"):
+    """``Mounts[].VolumeOptions.DriverConfig``."""
+
+    name: str | None = None
+    options: dict[str, str] | None = None
+
+
 class VolumeOptions(Struct, rename="pascal"):
-    """``Mounts[].VolumeOptions``, as far as it matters before volumes exist."""
+    """``Mounts[].VolumeOptions``."""
 
     no_copy: bool | None = None
     subpath: str | None = None
+    labels: dict[str, str] | None = None
+    driver_config: DriverConfig | None = None
 
 
 class TmpfsOptions(Struct, rename="pascal"):

@@ -79,8 +79,25 @@ def _command_line(args: tuple[str, ...]) -> str:
     return " ".join(f"'{a}'" if i and " " in a else a for i, a in enumerate(args))
 
 
-def mount_point(mount: Mount) -> Json:
-    """One of ``Mounts``."""
+def _volume_point(mount: Mount, workload_dir: str) -> Json:
+    root = workload_dir.rpartition("/workloads/")[0]
+    mode = ",".join(word for word in mount.options if word != "nocopy")
+    return {
+        "Type": "volume",
+        "Name": mount.source,
+        "Source": f"{root}/volumes/{mount.source}/_data",
+        "Destination": mount.target,
+        "Driver": "local",
+        "Mode": mode,
+        "RW": not mount.read_only,
+        "Propagation": "",
+    }
+
+
+def mount_point(mount: Mount, workload_dir: str = "") -> Json:
+    """One of ``Mounts``; *workload_dir* is that of the record, beside which the volumes lie."""
+    if mount.kind is MountKind.VOLUME:
+        return _volume_point(mount, workload_dir)
     return {
         "Type": str(mount.kind),
         "Source": mount.source,
@@ -125,7 +142,7 @@ def summary(record: Record, now_ns: int | None = None) -> Json:
         "Status": status_line(record, time.time_ns() if now_ns is None else now_ns),
         "HostConfig": {"NetworkMode": network_mode(spec)},
         "NetworkSettings": {"Networks": _networks(spec)},
-        "Mounts": [mount_point(mount) for mount in spec.mounts],
+        "Mounts": [mount_point(mount, record.workload_dir) for mount in spec.mounts],
     }
 
 
@@ -171,7 +188,7 @@ def _resources(limits: Resources) -> Json:
 def _bind_text(mount: Mount) -> str:
     words = ["ro"] if mount.read_only else []
     words += mount.options
-    if mount.propagation != "rprivate":
+    if mount.propagation != "rprivate" and mount.kind is MountKind.BIND:
         words.append(mount.propagation)
     return ":".join([mount.source, mount.target, *([",".join(words)] if words else [])])
 
@@ -186,7 +203,31 @@ def _tmpfs_text(mount: Mount) -> str:
     return ",".join(words)
 
 
+def _volume_body(mount: Mount) -> Json:
+    options: Json = {}
+    if mount.no_copy:
+        options["NoCopy"] = True
+    if mount.subpath:
+        options["Subpath"] = mount.subpath
+    wish = mount.volume
+    if wish is not None:
+        if wish.labels:
+            options["Labels"] = wish.labels
+        if wish.driver or wish.options:
+            options["DriverConfig"] = {"Name": wish.driver, "Options": wish.options}
+    body: Json = {
+        "Type": "volume",
+        "Source": "" if mount.anonymous else mount.source,
+        "Target": mount.target,
+    }
+    if mount.read_only:
+        body["ReadOnly"] = True
+    return {**body, "VolumeOptions": options} if options else body
+
+
 def _mount_body(mount: Mount) -> Json:
+    if mount.kind is MountKind.VOLUME:
+        return _volume_body(mount)
     options: Json = {}
     if mount.propagation != "rprivate":
         options["Propagation"] = mount.propagation
@@ -201,7 +242,7 @@ def _mount_body(mount: Mount) -> Json:
 def host_config(spec: ContainerSpec) -> Json:
     """``HostConfig``, as a create body would say it again."""
     walls, names = spec.security, spec.namespaces
-    binds = [_bind_text(m) for m in spec.mounts if m.kind is MountKind.BIND and m.create_source]
+    binds = [_bind_text(m) for m in spec.mounts if m.create_source and not m.anonymous]
     bodies = [
         _mount_body(m) for m in spec.mounts if m.kind is not MountKind.TMPFS and not m.create_source
     ]
@@ -218,7 +259,7 @@ def host_config(spec: ContainerSpec) -> Json:
         },
         "AutoRemove": spec.auto_remove,
         "VolumeDriver": "",
-        "VolumesFrom": None,
+        "VolumesFrom": list(spec.volumes_from) or None,
         "ConsoleSize": [0, 0],
         "CapAdd": list(walls.cap_add) or None,
         "CapDrop": list(walls.cap_drop) or None,
@@ -394,7 +435,7 @@ def inspect(
         "ExecIDs": list(exec_ids) or None,
         "HostConfig": host_config(spec),
         "GraphDriver": {"Name": DRIVER, "Data": {}},
-        "Mounts": [mount_point(mount) for mount in spec.mounts],
+        "Mounts": [mount_point(mount, record.workload_dir) for mount in spec.mounts],
         "Config": config(record),
         "NetworkSettings": _network_settings(spec),
         "Tare": {

@@ -19,9 +19,8 @@ from tare.model.spec import (
     ContainerSpec,
     Device,
     HealthCheck,
+    Isolation,
     LogConfig,
-    Mount,
-    MountKind,
     Namespaces,
     ProcessSpec,
     SecurityProfile,
@@ -31,6 +30,7 @@ from tare.wire.body import ConfigBody, CreateBody, Healthcheck, HostConfig, LogC
 from tare.wire.resources import resources, restart_policy, ulimits
 from tare.wire.security import security
 
+MACHINE_RUNTIME: Final = "tare-vm"
 NAME: Final = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?")
 _PORT: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(tcp|udp|sctp))?", re.I)
@@ -228,28 +228,22 @@ def _namespaces(body: CreateBody, host: HostConfig) -> Namespaces:
     )
 
 
-def _all_mounts(body: CreateBody, host: HostConfig) -> tuple[tuple[Mount, ...], tuple[str, ...]]:
-    """The mounts proper, and the targets of anonymous volumes."""
-    if host.volumes_from:
-        raise UnsupportedError("--volumes-from is not supported yet")
-    everything = mounts.together(host.binds or (), host.mounts or (), host.tmpfs or {})
-    kept = tuple(m for m in everything if m.kind is not MountKind.VOLUME or m.source)
-    anonymous = tuple(m.target for m in everything if m.kind is MountKind.VOLUME and not m.source)
-    for one in kept:
-        if one.kind is MountKind.VOLUME:
-            raise UnsupportedError(
-                f"named volume {one.source[:80]!r}: named volumes are not supported yet",
-                hint="give a directory of the host by its absolute path",
-            )
-    return kept, anonymous
-
-
-def _volumes(
-    body: ConfigBody, image: ImageConfig, anonymous: tuple[str, ...], taken: set[str]
-) -> tuple[str, ...]:
-    targets = (*anonymous, *(body.volumes or ()), *image.volumes)
+def _volumes(body: ConfigBody, image: ImageConfig) -> tuple[str, ...]:
+    """Where anonymous volumes go unless something else is mounted there."""
+    targets = (*(body.volumes or ()), *image.volumes)
     clean = (mounts.container_path("volume path", target) for target in targets)
-    return tuple(dict.fromkeys(target for target in clean if target not in taken))
+    return tuple(dict.fromkeys(clean))
+
+
+def _volumes_from(host: HostConfig) -> tuple[str, ...]:
+    for text in host.volumes_from or ():
+        name, _, mode = text.partition(":")
+        if not NAME.fullmatch(name) or mode not in ("", "ro", "rw", "z", "Z"):
+            raise InvalidError(
+                f"invalid volumes-from specification: {text[:80]!r}",
+                hint="the form is CONTAINER[:ro|rw]",
+            )
+    return tuple(host.volumes_from or ())
 
 
 def _hosts_and_names(host: HostConfig) -> None:
@@ -301,13 +295,6 @@ def _sysctls(host: HostConfig) -> dict[str, str]:
 def _check_host(host: HostConfig) -> list[str]:
     """Refuse or warn of what has no place in a `ContainerSpec`."""
     warnings = []
-    if host.runtime and host.runtime not in ("tare", "runc", "io.containerd.runc.v2"):
-        raise InvalidError(f"unknown or invalid runtime name: {host.runtime[:80]}")
-    if host.isolation not in (None, "", "default", "container"):
-        raise UnsupportedError(
-            f"isolation {host.isolation[:40]!r} is not there yet: this engine runs containers",
-            hint="leave --isolation out; nothing weaker than asked for is run in its place",
-        )
     if host.storage_opt:
         raise UnsupportedError("--storage-opt is not supported by this storage driver")
     if host.volume_driver not in (None, "", "local"):
@@ -326,6 +313,21 @@ def _check_host(host: HostConfig) -> list[str]:
             raise InvalidError("invalid group: it is empty")
         values.user(f"0:{group}")
     return warnings
+
+
+def isolation(host: HostConfig) -> Isolation:
+    """Container or machine: by ``--isolation``, or by the runtime's name from any client."""
+    runtime, asked = host.runtime or "", host.isolation or ""
+    if runtime not in ("", MACHINE_RUNTIME, "tare", "runc", "io.containerd.runc.v2"):
+        raise InvalidError(f"unknown or invalid runtime name: {runtime[:80]}")
+    if asked not in ("", "default", *Isolation):
+        raise InvalidError(
+            f"invalid isolation: {asked[:40]!r}", hint="there are container and vm"
+        )
+    if runtime == MACHINE_RUNTIME and asked == Isolation.CONTAINER:
+        raise InvalidError(f"--runtime {MACHINE_RUNTIME} contradicts --isolation container")
+    machine = runtime == MACHINE_RUNTIME or asked == Isolation.VM
+    return Isolation.VM if machine else Isolation.CONTAINER
 
 
 def stop_signal(text: str) -> str:
@@ -362,7 +364,7 @@ def create(body: CreateBody, image_id: str, image: ImageConfig) -> tuple[Contain
     walls, more = security(host)
     limits = resources(host)
     entrypoint, command = _program(body, image)
-    kept, anonymous = _all_mounts(body, host)
+    kept = mounts.together(host.binds or (), host.mounts or (), host.tmpfs or {})
     _hosts_and_names(host)
     timeout = body.stop_timeout
     if timeout is not None and not -1 <= timeout <= 2**31 - 1:
@@ -404,9 +406,11 @@ def create(body: CreateBody, image_id: str, image: ImageConfig) -> tuple[Contain
         exposed_ports=tuple(
             dict.fromkeys((*exposed_ports(body.exposed_ports), *image.exposed_ports))
         ),
-        volumes=_volumes(body, image, anonymous, {m.target for m in kept}),
+        volumes=_volumes(body, image),
+        volumes_from=_volumes_from(host),
         attach_stdin=bool(body.attach_stdin),
         attach_stdout=bool(body.attach_stdout),
         attach_stderr=bool(body.attach_stderr),
+        isolation=isolation(host),
         cidfile=values.checked_text("cidfile", host.container_id_file or ""),
     ), warnings + more

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from tare.errors import InvalidError, UnsupportedError
-from tare.model.spec import Mount, MountKind
-from tare.wire.body import MountBody
+from tare.model.spec import Mount, MountKind, VolumeWish
+from tare.model.volume import checked_name
+from tare.wire.body import DriverConfig, MountBody, VolumeOptions
 from tare.wire.values import checked_text, size
 
 _PROPAGATIONS: Final = frozenset(("private", "rprivate", "shared", "rshared", "slave", "rslave"))
@@ -123,7 +124,9 @@ def volume(text: str) -> Mount:
         source=_clean(source) if kind is MountKind.BIND else source,
         read_only="ro" in words,
         propagation=propagation or "rprivate",
-        create_source=kind is MountKind.BIND,
+        create_source=True,
+        no_copy="nocopy" in words,
+        anonymous=kind is MountKind.VOLUME and not source,
         options=tuple(word for word in words if word in _LABEL | _COPY),
     )
 
@@ -222,18 +225,46 @@ def mount(body: MountBody) -> Mount:
         return _bind(body, target)
     if kind == "tmpfs":
         return _tmpfs(body, target)
-    if body.bind_options is not None or body.tmpfs_options is not None:
+    return _volume(body, target)
+
+
+def _volume(body: MountBody, target: str) -> Mount:
+    wrong = 'invalid mount config for type "volume": '
+    bind = body.bind_options
+    if bind is not None and bind.propagation:
         raise InvalidError(
-            'invalid mount config for type "volume": only VolumeOptions may be given'
+            f"{wrong}field BindOptions must not be specified",
+            hint="a volume is the engine's own: nothing is mounted in it that could propagate",
         )
-    checked_text("volume name", body.source or "")
-    options = body.volume_options
+    if bind is not None or body.tmpfs_options is not None:
+        raise InvalidError(f"{wrong}only VolumeOptions may be given")
+    options = body.volume_options or VolumeOptions()
+    source, subpath = body.source or "", options.subpath or ""
+    if source:
+        checked_name(source)
+    checked_text("volume subpath", subpath, limit=4096)
+    if subpath and (subpath.startswith("/") or ".." in subpath.split("/")):
+        raise InvalidError(
+            f"{wrong}invalid subpath {subpath[:80]!r}: it must be a relative path within the volume"
+        )
+    if subpath and not source:
+        raise InvalidError(f"{wrong}must not set Subpath when using anonymous volumes")
+    driver = options.driver_config or DriverConfig()
+    wish = VolumeWish(
+        driver=driver.name or "",
+        options=dict(driver.options or {}),
+        labels=dict(options.labels or {}),
+    )
     return Mount(
         kind=MountKind.VOLUME,
         target=target,
-        source=body.source or "",
+        source=source,
         read_only=bool(body.read_only),
-        options=("nocopy",) if options and options.no_copy else (),
+        subpath=subpath,
+        no_copy=bool(options.no_copy),
+        anonymous=not source,
+        options=("nocopy",) if options.no_copy else (),
+        volume=wish if wish != VolumeWish() else None,
     )
 
 

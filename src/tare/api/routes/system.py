@@ -11,6 +11,7 @@ from multidict import CIMultiDict
 from tare.api.call import HEADERS, Call, answer
 from tare.api.routing import Routes
 from tare.wire import container, image, system
+from tare.wire import volume as wire_volume
 
 _PING_HEADERS: Final = CIMultiDict(
     {
@@ -46,12 +47,13 @@ async def _df(call: Call) -> web.StreamResponse:
         one = container.summary(record)
         one["SizeRw"], one["SizeRootFs"] = await call.engine.containers.sizes(record.id)
         containers.append(one)
+    volumes = await call.engine.volumes.sized(call.engine.volumes.listed())
     return answer(
         {
             "LayersSize": sum(found.size for found in images),
             "Images": [image.summary(found, used.count(str(found.id))) for found in images],
             "Containers": containers,
-            "Volumes": [],
+            "Volumes": [wire_volume.status(one) for one in volumes],
             "BuildCache": [],
             "BuilderSize": 0,
         }
