@@ -129,6 +129,14 @@ class Scope:
         self._global = arguments
         self._build_args = build_args
 
+    def child(self) -> Scope:
+        """The scope of a stage that starts from this one as it is now: ARGs go along."""
+        scope = Scope(self._environment.values, self._global, self._build_args)
+        scope._image = dict(self._image)
+        scope._arguments = dict(self._arguments)
+        scope._declared = set(self._declared)
+        return scope
+
     @property
     def environment(self) -> Mapping[str, str]:
         """What the next step sees."""
