@@ -265,6 +265,10 @@ def ulimit(word: str) -> dict[str, Json]:
 
 
 def _walls(flags: Flags, host: dict[str, Json]) -> None:
+    if flags.given("vm") and flags.values["vm"]:
+        if host.get("Isolation", "vm") != "vm":
+            raise InvalidError("--vm contradicts the --isolation given")
+        host["Isolation"] = "vm"
     for name, (key, kind, known) in _MODES.items():
         if not flags.given(name):
             continue

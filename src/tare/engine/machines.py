@@ -1,0 +1,222 @@
+"""The driver of machines: QEMU below a relay, started by the keeper like any first process.
+
+A machine differs from a container in what its sandbox is planned from (`vm.machine`) and in how a
+program in it is asked for; streams, limits, exits, freezing and leftovers are those of
+`engine.sandboxes`, which this inherits and to which it leaves containers.
+
+Not for: what a machine is made of (vm.machine), or kernels (vm.kernels).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import py_compile
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import tare
+from tare.engine.driver import Request, Started
+from tare.engine.paths import Paths
+from tare.engine.sandboxes import Sandboxes
+from tare.errors import MissingError, UnsupportedError
+from tare.kernel import cgroup
+from tare.model.record import ExecRecord, Record
+from tare.model.spec import ContainerSpec, ExecSpec, Isolation
+from tare.run.plan import Host, plan, plan_exec
+from tare.run.sandbox import ExecPlan, Sandbox
+from tare.vm import disks, machine, relay
+from tare.vm.kernels import Kernels
+
+_HARD_KILL: Final = 8.0
+"""Seconds that a relay has to end its machine by itself before it is killed."""
+_PACKAGE: Final = Path(tare.__file__).resolve().parent
+
+
+class Machines(Sandboxes):
+    """Implements `engine.driver.Driver` for both isolations, by the record's."""
+
+    def __init__(self, paths: Paths, host: Host, layout: cgroup.Layout) -> None:
+        super().__init__(paths, host, layout)
+        self.kernels = Kernels(paths.state / "kernels")
+        self._boot: machine.Boot | None = None
+        self._booting = asyncio.Lock()
+
+    def check(self, request: Request) -> Sequence[str]:
+        """Refuse what a machine or this host does not have, before anything is made."""
+        if not is_machine(request.record):
+            return super().check(request)
+        _check_host(self._host)
+        machine.check(request.record.spec, len(request.layers))
+        self._own_plan(request)
+        return ()
+
+    async def start(self, request: Request) -> Started:
+        """Prepare kernel and disk where they are missing, then as any sandbox."""
+        if is_machine(request.record):
+            try:
+                boot = await self._ready()
+                await asyncio.to_thread(self._prepare, request, boot)
+            except BaseException:
+                for pipes in request.readers:
+                    for end in (pipes.stdout, pipes.stderr):
+                        if end >= 0:
+                            os.close(end)
+                raise
+        return await super().start(request)
+
+    def signal(self, record: Record, number: int) -> bool:
+        """The relay passes signals on; one that it cannot catch goes by another number."""
+        if is_machine(record):
+            number = relay.FREEZE if number == signal.SIGSTOP else number
+        return super().signal(record, number)
+
+    def kill(self, record: Record) -> None:
+        """SIGKILL the program; what it wrote reaches its disk. A machine that hangs is cut off."""
+        if not is_machine(record):
+            super().kill(record)
+            return
+        super().signal(record, relay.KILL)
+        asyncio.get_running_loop().call_later(_HARD_KILL, self._kill_hard, record)
+
+    def _kill_hard(self, record: Record) -> None:
+        with contextlib.suppress(OSError):
+            super().kill(record)
+
+    # --- inside -------------------------------------------------------------------------------
+
+    async def _ready(self) -> machine.Boot:
+        async with self._booting:
+            if self._boot is None:
+                self._boot = await asyncio.to_thread(self._look)
+            return self._boot
+
+    def _look(self) -> machine.Boot:
+        kernel = self.kernels.prepare()
+        self.kernels.skeleton()
+        self.kernels.blank(disks.SIZE)
+        with contextlib.suppress(OSError, py_compile.PyCompileError):
+            for name in ("__init__", "relay", "protocol"):
+                py_compile.compile(str(_PACKAGE / "vm" / f"{name}.py"))
+        return machine.Boot(
+            kernel=os.fspath(kernel.vmlinux),
+            initramfs=os.fspath(kernel.initramfs),
+            tsc_khz=self.kernels.tsc_khz(),
+        )
+
+    def _prepare(self, request: Request, boot: machine.Boot) -> None:
+        """The machine's directory, its disk if it has none yet, and the plan of this start."""
+        record = request.record
+        directory = _directory(record)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        if not (directory / "upper").exists():
+            disks.copy_sparse(self.kernels.blank(disks.SIZE), directory / "upper")
+        inner = self._own_plan(request)
+        own = _disks(request)
+        begin = machine.beginning(
+            record.spec,
+            inner["process"],
+            inner["operations"],
+            self._files(request),
+            layers=len(own.layers),
+            entropy=secrets.token_bytes(64),
+            now_ns=time.time_ns(),
+        )
+        process = record.spec.process
+        content = machine.plan_file(
+            machine.arguments(record.spec, own, boot),
+            begin,
+            tty=process.tty,
+            stdin=process.open_stdin,
+        )
+        file = os.open(directory / "plan", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(file, "wb") as out:
+            out.write(content)
+
+    def _files(self, request: Request) -> dict[str, bytes]:
+        place = self._place(request)
+        return {target: Path(source).read_bytes() for target, source in place.files.items()}
+
+    def _own_plan(self, request: Request) -> Sandbox:
+        """What would be planned for a container: the program and its mounts are taken from it."""
+        return plan(_own_kernel(request.record.spec), self._place(request), self._host)
+
+    def _sandbox(self, request: Request) -> Sandbox:
+        if not is_machine(request.record):
+            return super()._sandbox(request)
+        assert self._boot is not None
+        record = request.record
+        directory = os.fspath(_directory(record))
+        spec = machine.sandbox_spec(
+            record.spec,
+            _disks(request),
+            self._boot,
+            plan=f"{directory}/plan",
+            package=os.fspath(_PACKAGE),
+        )
+        place = dataclasses.replace(
+            self._place(request),
+            layers=(os.fspath(self.kernels.skeleton()),),
+            files={},
+        )
+        sandbox = plan(spec, place, self._host)
+        sandbox["root"]["upper"] = f"{directory}/over"
+        sandbox["root"]["work"] = f"{directory}/work"
+        return sandbox
+
+    def _program(self, record: Record, instance: ExecRecord) -> ExecPlan:
+        if not is_machine(record):
+            return super()._program(record, instance)
+        place = self._place(Request(record, ()))
+        inner = plan_exec(_own_kernel(record.spec), instance.spec, place, self._host)
+        walls = machine.bare(record.spec)
+        wish = ExecSpec(process=machine.exec_words(inner["process"]))
+        return plan_exec(walls, wish, place, self._host)
+
+
+def is_machine(record: Record) -> bool:
+    """Whether the record is of a machine."""
+    return record.spec.isolation is Isolation.VM
+
+
+def _own_kernel(spec: ContainerSpec) -> ContainerSpec:
+    """*spec* without what only the host's kernel gives: the guest's own has all of it."""
+    return dataclasses.replace(spec, sysctls={})
+
+
+def _directory(record: Record) -> Path:
+    return Path(record.workload_dir) / "machine"
+
+
+def _disks(request: Request) -> machine.Disks:
+    return machine.Disks(
+        layers=[os.fspath(path) for path in request.layers],
+        upper=f"{_directory(request.record)}/upper",
+    )
+
+
+def _check_host(host: Host) -> None:
+    if host.rootless:
+        raise UnsupportedError(
+            "virtual machines need the engine of root", hint="run the engine as root"
+        )
+    if host.machine != "x86_64":
+        raise UnsupportedError(f"virtual machines run on x86-64 hosts, and this is {host.machine}")
+    for path, package in ((machine.QEMU, "qemu-system-x86"), (machine.PYTHON, "python3")):
+        if not os.access(path, os.X_OK):
+            raise MissingError(
+                f"virtual machines need {path}, which is not on this host",
+                hint=f"apt-get install {package}",
+            )
+    if shutil.which("mke2fs", path="/usr/sbin:/sbin") is None:
+        raise MissingError(
+            "virtual machines need mke2fs, which is not on this host",
+            hint="apt-get install e2fsprogs",
+        )

@@ -1,0 +1,270 @@
+/* Making the machine: modules, disks, the overlay, hostname, clock, entropy and network. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/random.h>
+#include <net/if.h>
+#include <net/route.h>
+#include <netinet/in.h>
+#include <arpa/inet.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "guest.h"
+
+static int by_name(const struct dirent **left, const struct dirent **right)
+{
+    return strcmp((*left)->d_name, (*right)->d_name);
+}
+
+/* The initramfs holds them in the order of their dependencies. */
+void load_modules(void)
+{
+    struct dirent **names;
+    int count = scandir("/modules", &names, NULL, by_name);
+    for (int i = 0; i < count; i++) {
+        char path[512];
+        int descriptor;
+        if (names[i]->d_name[0] == '.')
+            continue;
+        snprintf(path, sizeof path, "/modules/%s", names[i]->d_name);
+        descriptor = open(path, O_RDONLY | O_CLOEXEC);
+        if (descriptor >= 0) {
+            syscall(SYS_finit_module, descriptor, "", 0);
+            close(descriptor);
+            unlink(path);  /* the file's memory is the guest's */
+        }
+    }
+}
+
+/* The disk whose serial number is *serial: QEMU gives each the name that its purpose has. */
+static const char *disk(const char *serial)
+{
+    static char path[300];
+    DIR *directory = opendir("/sys/block");
+    struct dirent *entry;
+    if (!directory)
+        return NULL;
+    while ((entry = readdir(directory))) {
+        char text[32] = "";
+        int descriptor;
+        ssize_t length = -1;
+        if (entry->d_name[0] != 'v')
+            continue;
+        snprintf(path, sizeof path, "/sys/block/%s/serial", entry->d_name);
+        descriptor = open(path, O_RDONLY | O_CLOEXEC);
+        if (descriptor >= 0) {
+            length = read(descriptor, text, sizeof text - 1);
+            close(descriptor);
+        }
+        if (length >= 0 && strcmp(text, serial) == 0) {
+            snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+            closedir(directory);
+            return path;
+        }
+    }
+    closedir(directory);
+    return NULL;
+}
+
+static const char *mount_layers(unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        char serial[16], target[32];
+        const char *found;
+        snprintf(serial, sizeof serial, "L%u", i);
+        snprintf(target, sizeof target, "/l/%u", i);
+        found = disk(serial);
+        if (!found)
+            return sentence("disk %s of the image is missing", serial);
+        mkdir(target, 0755);
+        if (mount(found, target, "erofs", MS_RDONLY | MS_NODEV, NULL))
+            return sentence("cannot mount layer %u: %s", i, strerror(errno));
+    }
+    return NULL;
+}
+
+static const char *mount_overlay(unsigned count)
+{
+    const char *found = disk("upper");
+    struct stat status;
+    char top[32], *options;
+    size_t used;
+    const char *data = machine.flags & VOLATILE ? "nobarrier,noauto_da_alloc" : "";
+    if (!found)
+        return "the machine has no disk to write to";
+    if (mount(found, "/upper", "ext4", MS_NOATIME | MS_NODEV, data))
+        return sentence("cannot mount the writable disk: %s", strerror(errno));
+    snprintf(top, sizeof top, "/l/%u", count - 1);
+    if (mkdir("/upper/u", 0755) == 0 && stat(top, &status) == 0) {
+        if (chown("/upper/u", status.st_uid, status.st_gid) || chmod("/upper/u", status.st_mode))
+            return "cannot prepare the writable disk";
+    }
+    mkdir("/upper/w", 0700);
+    options = malloc(count * 8 + 200);
+    used = (size_t)sprintf(options, "upperdir=/upper/u,workdir=/upper/w,redirect_dir=nofollow,"
+                           "metacopy=off,index=off,xino=off%s,lowerdir=",
+                           machine.flags & VOLATILE ? ",volatile" : "");
+    for (unsigned i = count; i-- > 0;)
+        used += (size_t)sprintf(options + used, "/l/%u%s", i, i ? ":" : "");
+    if (mount("overlay", "/root", "overlay", MS_NODEV, options))
+        return sentence("cannot mount the overlay: %s", strerror(errno));
+    free(options);
+    return NULL;
+}
+
+static void set_clock(uint64_t nanoseconds)
+{
+    struct timespec now = {.tv_sec = (time_t)(nanoseconds / 1000000000u),
+                           .tv_nsec = (long)(nanoseconds % 1000000000u)};
+    clock_settime(CLOCK_REALTIME, &now);
+}
+
+/* random(4): credited, so that nothing in the guest waits for it at its first second. */
+static void add_entropy(const struct field *field)
+{
+    struct { int bits, size; char bytes[512]; } pool;
+    int descriptor = open("/dev/urandom", O_RDWR | O_CLOEXEC);
+    if (descriptor < 0 || field->length > sizeof pool.bytes)
+        return;
+    pool.bits = (int)field->length * 8;
+    pool.size = (int)field->length;
+    memcpy(pool.bytes, field->value, field->length);
+    ioctl(descriptor, RNDADDENTROPY, &pool);
+    ioctl(descriptor, RNDRESEEDCRNG);
+    explicit_bzero(&pool, sizeof pool);
+    close(descriptor);
+}
+
+static int interface_ioctl(int control, const char *name, unsigned long request, struct ifreq *what)
+{
+    memset(what->ifr_name, 0, sizeof what->ifr_name);
+    strncpy(what->ifr_name, name, sizeof what->ifr_name - 1);
+    return ioctl(control, request, what);
+}
+
+static void raise_interface(int control, const char *name)
+{
+    struct ifreq request = {0};
+    interface_ioctl(control, name, SIOCGIFFLAGS, &request);
+    request.ifr_flags |= IFF_UP;
+    interface_ioctl(control, name, SIOCSIFFLAGS, &request);
+}
+
+/* "NAME\0ADDRESS\0NETMASK\0GATEWAY\0MTU": IPv4; the interface is renamed from eth0 on. */
+static const char *set_network(struct field *field)
+{
+    const char *words[5] = {"", "", "", "", ""};
+    struct ifreq request = {0};
+    struct sockaddr_in *address = (struct sockaddr_in *)&request.ifr_addr;
+    int control, failed = 0;
+    char *at = field->value, *end = field->value + field->length;
+    for (int i = 0; i < 5 && at < end; i++, at += strlen(at) + 1)
+        words[i] = at;
+    control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (*words[4]) {
+        request.ifr_mtu = atoi(words[4]);
+        interface_ioctl(control, words[0], SIOCSIFMTU, &request);
+    }
+    address->sin_family = AF_INET;
+    inet_pton(AF_INET, words[1], &address->sin_addr);
+    failed |= interface_ioctl(control, words[0], SIOCSIFADDR, &request);
+    inet_pton(AF_INET, words[2], &address->sin_addr);
+    failed |= interface_ioctl(control, words[0], SIOCSIFNETMASK, &request);
+    raise_interface(control, words[0]);
+    if (*words[3]) {
+        struct rtentry route = {0};
+        struct sockaddr_in *gateway = (struct sockaddr_in *)&route.rt_gateway;
+        gateway->sin_family = route.rt_dst.sa_family = route.rt_genmask.sa_family = AF_INET;
+        inet_pton(AF_INET, words[3], &gateway->sin_addr);
+        route.rt_flags = RTF_UP | RTF_GATEWAY;
+        failed |= ioctl(control, SIOCADDRT, &route);
+    }
+    close(control);
+    return failed ? sentence("cannot set up the network interface %s", words[0]) : NULL;
+}
+
+static const char *set_sysctl(struct field *field)
+{
+    const char *name = field->value, *value = name + strlen(name) + 1;
+    char path[512] = "/proc/sys/", *out = path + strlen(path);
+    if (strlen(name) + 1 >= field->length || strlen(name) > 400 || strstr(name, ".."))
+        return "invalid sysctl";
+    for (; *name; name++)
+        *out++ = *name == '.' ? '/' : *name;
+    *out = 0;
+    if (write_file(path, value, strlen(value)))
+        return sentence("cannot set sysctl %s: %s", field->value, strerror(errno));
+    return NULL;
+}
+
+/* "SERIAL\0TARGET\0ro": kept mounted below /volumes, bound where it belongs by the program. */
+static const char *mount_disk(struct field *field)
+{
+    const char *target = field->value + strlen(field->value) + 1, *found = disk(field->value);
+    unsigned long flags = MS_NODEV | MS_NOATIME;
+    char path[64];
+    if (!found)
+        return sentence("the disk for %s is missing", target);
+    if (strcmp(target + strlen(target) + 1, "ro") == 0)
+        flags |= MS_RDONLY;
+    snprintf(path, sizeof path, "/volumes/%s", field->value);
+    mkdir(path, 0755);
+    if (mount(found, path, "ext4", flags, ""))
+        return sentence("cannot mount the volume for %s: %s", target, strerror(errno));
+    return NULL;
+}
+
+static const char *apply(struct field *field, unsigned *layers)
+{
+    switch (field->key) {
+    case C_LAYERS: *layers = (unsigned)number_of(field); return NULL;
+    case C_FLAGS: machine.flags = (uint32_t)number_of(field); return NULL;
+    case C_SHM: machine.shm_size = number_of(field); return NULL;
+    case C_CLOCK: set_clock(number_of(field)); return NULL;
+    case C_ENTROPY: add_entropy(field); return NULL;
+    case C_SYSCTL: return set_sysctl(field);
+    case C_NETWORK: return set_network(field);
+    case C_DISK: return mount_disk(field);
+    case C_HOSTNAME: sethostname(field->value, field->length); return NULL;
+    case C_DOMAIN: setdomainname(field->value, field->length); return NULL;
+    default: return NULL;  /* of the first program's mounts: see program.c */
+    }
+}
+
+const char *assemble(uint8_t *payload, size_t length)
+{
+    uint8_t *copy = malloc(length + 1), *at = copy;
+    struct field field;
+    unsigned layers = 0;
+    const char *wrong = NULL;
+    int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    memcpy(copy, payload, length);
+    raise_interface(control, "lo");
+    close(control);
+    while (!wrong && next_field(&at, copy + length, &field))
+        wrong = apply(&field, &layers);
+    free(copy);
+    if (!wrong && (layers < 1 || layers > 500))
+        wrong = "the image has no layers";
+    if (!wrong)
+        wrong = mount_layers(layers);
+    if (!wrong)
+        wrong = mount_overlay(layers);
+    return wrong;
+}
+
+/* What was written is on the disks when this returns. */
+void settle_disks(void)
+{
+    if (!(machine.flags & VOLATILE))
+        sync();
+}
