@@ -24,7 +24,7 @@ from tare.engine.copying import Copying
 from tare.engine.core import JOINABLE
 from tare.engine.driver import Request
 from tare.engine.lifecycle import exit_info
-from tare.errors import ConflictError, FailedError, InvalidError, TareError, UnsupportedError
+from tare.errors import ConflictError, FailedError, InvalidError, TareError
 from tare.model.record import ExitInfo, IdBlock, Pruned, Record, Usage, changed
 from tare.model.spec import ContainerSpec, MountKind, Resources, RestartPolicy
 from tare.model.state import STATUS, Action, State
@@ -47,6 +47,8 @@ class Containers(Copying):
         if given and (holder := store.holder(given)) is not None:
             raise names.conflict(given, holder)
         spec, warnings = self._checked(self._core.volumes.resolve(spec))
+        spec, places, more = self._core.attachments.resolve(spec)
+        warnings += more
         identity = _new_id()
         if not spec.hostname:
             spec = replace(spec, hostname=generated.hostname(spec, identity))
@@ -61,7 +63,9 @@ class Containers(Copying):
             spec, fresh = await self._volumes(spec, pins)
             block = self._block(spec, highest=images.highest_id(image))
             record = self._record(identity, given, spec, block)
-            record = changed(record, layers=tuple(layer.hex for layer in image.layers))
+            record = changed(
+                record, layers=tuple(layer.hex for layer in image.layers), networks=places
+            )
             layers = await images.layers(spec.image_id)
             # Joined containers may start later than this one is made.
             warnings += self._driver.check(Request(record=record, layers=layers))
@@ -131,11 +135,8 @@ class Containers(Copying):
     def _resolve_joins(self, spec: ContainerSpec) -> ContainerSpec:
         """``container:NAME`` becomes ``container:ID``; networks that are not there are refused."""
         network = spec.namespaces.network
-        if network not in ("", "default", "none", "host") and not network.startswith("container:"):
-            raise UnsupportedError(
-                f"network {network[:80]!r} cannot be used: this engine has no bridge networks yet",
-                hint="--network none (a network of its own with loopback only) or --network host",
-            )
+        if network not in ("", "none", "host") and not network.startswith("container:"):
+            raise InvalidError(f"invalid network mode: {network[:80]!r}")
         changes = {}
         for kind in JOINABLE:
             value: str = getattr(spec.namespaces, kind)
@@ -277,6 +278,8 @@ class Containers(Copying):
             raise InvalidError("Renaming a container with the same name as its current name")
         old = record.name
         record = self._store.put(changed(record, name=new))
+        if record.networks and record.alive:
+            await self._core.attachments.publish_names()
         self._lifecycle.emit(record, "rename", {"oldName": f"/{old}"})
 
     async def update(

@@ -22,7 +22,9 @@ from tare.errors import ConflictError
 from tare.model.record import Record
 
 if TYPE_CHECKING:
+    from tare.engine.attachments import Attachments
     from tare.engine.images import Images
+    from tare.engine.networks import Networks
     from tare.engine.volumes import Volumes
 
 JOINABLE: Final = ("network", "pid", "ipc", "uts")
@@ -42,6 +44,8 @@ class Core:
     images: Images
     volumes: Volumes
     abilities: Abilities
+    networks: Networks
+    attachments: Attachments
 
 
 def joined(record: Record) -> dict[str, str]:

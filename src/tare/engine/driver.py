@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from tare.kernel.interfaces import Interface
 from tare.model.record import ExecRecord, Record, Sample
 from tare.model.spec import Resources
 from tare.model.state import Fact
@@ -77,6 +78,7 @@ class Request:
     layers: Sequence[Path]
     joined: Mapping[str, Record] = field(default_factory=dict)  # pid, ipc, network -> container
     readers: Sequence[Pipes] = ()
+    interfaces: tuple[Interface, ...] = ()  # of its network namespace, if it has its own
 
 
 class Driver(Protocol):

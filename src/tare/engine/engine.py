@@ -15,21 +15,25 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 from tare.engine import config, recovery
+from tare.engine.attachments import Attachments
 from tare.engine.config import Config
 from tare.engine.containers import Containers
 from tare.engine.core import Core, request
 from tare.engine.driver import Driver, Request
 from tare.engine.events import Events
 from tare.engine.execs import Execs
+from tare.engine.fabric import Fabric, HostFabric, NoFabric
 from tare.engine.health import Checks
 from tare.engine.ids import Blocks
 from tare.engine.images import Images
 from tare.engine.lifecycle import Lifecycle
 from tare.engine.limits import Abilities
+from tare.engine.networks import Networks
 from tare.engine.paths import Paths
 from tare.engine.registries import Registries
 from tare.engine.store import Store
@@ -56,6 +60,7 @@ class Engine:
         abilities: Abilities,
         *,
         configured: Config | None = None,
+        fabric: Fabric | None = None,
     ) -> None:
         self.paths = paths
         self.config = configured or Config()
@@ -80,6 +85,10 @@ class Engine:
         self._lifecycle.after_removal.append(
             lambda record: self.images.release(record.image_id, record.id)
         )
+        self._fabric: Fabric = fabric or NoFabric("this engine was made without networks")
+        self.networks = Networks(store, self.events, self._fabric)
+        self._attachments = Attachments(store, self.networks)
+        self._lifecycle.after_settled.append(self._attachments.ended)
         self.transfers = Transfers(self.volumes, self._lifecycle)
         self._lifecycle.after_removal.append(self.volumes.after_removal)
         self._lifecycle.after_start.append(lambda record: self.volumes.told("mount", record))
@@ -96,6 +105,8 @@ class Engine:
             images=self.images,
             volumes=self.volumes,
             abilities=abilities,
+            networks=self.networks,
+            attachments=self._attachments,
         )
         self.containers = Containers(core)
         self.execs = Execs(store, driver, self._lifecycle)
@@ -120,7 +131,13 @@ class Engine:
         driver = Machines(paths, facts, layout)
         images = ImageStore(paths.state, extract=facts.rootless or not erofs_from_files())
         return cls(
-            paths, Store(paths.database), driver, images, detect(layout), configured=configured
+            paths,
+            Store(paths.database),
+            driver,
+            images,
+            detect(layout),
+            configured=configured,
+            fabric=HostFabric(str(paths.state), str(paths.run)),
         )
 
     async def start(self) -> None:
@@ -130,6 +147,8 @@ class Engine:
         await asyncio.to_thread(self.images.recover)
         await asyncio.to_thread(self.registries.recover)
         self.volumes.recover()
+        await self.networks.begin()
+        await self._attachments.begin()
         await recovery.recover(self._lifecycle)
         await self.transfers.recover()
         self.volumes.settle()
@@ -142,6 +161,7 @@ class Engine:
         await self._checks.close()
         await self._lifecycle.close()
         await self.volumes.close()
+        await self._fabric.close()
         await self._workloads.close()
         await self._driver.close()
         self.registries.close()
@@ -169,7 +189,9 @@ class Engine:
         if any(m.kind is MountKind.VOLUME for m in record.spec.mounts):
             opened = await self.images.tree(record.image_id)
             await self.volumes.ready(record, opened)
-        return request(record, self._store, await self.images.layers(record.image_id))
+        wanted = request(record, self._store, await self.images.layers(record.image_id))
+        record, interfaces = await self._attachments.attach(record)
+        return replace(wanted, record=record, interfaces=interfaces)
 
     async def _keep_house(self) -> None:
         """What must be done now and then, off every request's path."""

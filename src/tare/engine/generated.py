@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tare.errors import InvalidError, UnsupportedError
+from tare.engine import name_table
+from tare.errors import InvalidError
+from tare.model.networking import BRIDGE, NetworkRecord
+from tare.model.record import Record
 from tare.model.spec import ContainerSpec
 
+HOST_GATEWAY: Final = "host-gateway"
+"""In --add-host: the host's address as the container sees it."""
+_MOST_SERVERS: Final = 3  # resolv.conf(5), MAXNS
 _HOSTS: Final = """\
 127.0.0.1\tlocalhost
 ::1\tlocalhost ip6-localhost ip6-loopback
@@ -32,34 +39,43 @@ def hostname(spec: ContainerSpec, identity: str) -> str:
     return identity[:12]
 
 
-def hosts(spec: ContainerSpec, *, base: str | None = None, name: str = "") -> str:
+def hosts(
+    spec: ContainerSpec,
+    *,
+    base: str | None = None,
+    name: str = "",
+    addresses: Sequence[str] = (),
+    gateway: str = "",
+) -> str:
     """The text of /etc/hosts; *base* is the host's, for ``--network host``.
 
-    With a network of its own a container finds its own *name* there: programs look it up.
+    With a network of its own a container finds its own *name* there: programs look it up. It is
+    at its *addresses*, or without any on its loopback. *gateway* is what ``host-gateway`` means.
     """
     lines = [base if base is not None else _HOSTS]
     if base is None and name:
         full = f"{name}.{spec.domainname}\t{name}" if spec.domainname else name
-        lines.append(f"127.0.0.1\t{full}\n")
+        lines += [f"{address}\t{full}\n" for address in addresses or ("127.0.0.1",)]
     for entry in spec.extra_hosts:
         other, address = split_host(entry)
-        lines.append(f"{address}\t{other}\n")
+        if address == HOST_GATEWAY:
+            address = gateway or ("127.0.0.1" if base is not None else "")
+        if address:
+            lines.append(f"{address}\t{other}\n")
     return "".join(lines)
 
 
 def split_host(entry: str) -> tuple[str, str]:
-    """``NAME:ADDRESS`` or ``NAME=ADDRESS`` of --add-host, checked."""
+    """``NAME:ADDRESS`` or ``NAME=ADDRESS`` of --add-host, checked; may be `HOST_GATEWAY`."""
     name, _, address = entry.partition("=") if "=" in entry else entry.partition(":")
-    if address == "host-gateway":
-        raise UnsupportedError(
-            "host-gateway needs a bridge network, which this engine does not have yet"
-        )
+    if not name or any(c.isspace() or c == "#" for c in name):
+        raise InvalidError(f"bad format for add-host: {entry[:80]!r}")
+    if address == HOST_GATEWAY:
+        return name, HOST_GATEWAY
     try:
         parsed = ipaddress.ip_address(address.strip("[]"))
     except ValueError:
         raise InvalidError(f"invalid IP address in add-host: {address[:80]!r}") from None
-    if not name or any(c.isspace() or c == "#" for c in name):
-        raise InvalidError(f"bad format for add-host: {entry[:80]!r}")
     return name, str(parsed)
 
 
@@ -90,6 +106,66 @@ def write(directory: str, spec: ContainerSpec, identity: str) -> None:
     _put(f"{directory}/hosts", hosts(spec, base=base, name=name))
     _put(f"{directory}/hostname", name + "\n")
     _put(f"{directory}/resolv.conf", resolv_conf(spec, _read("/etc/resolv.conf")))
+
+
+def write_linked(directory: str, record: Record, networks: Mapping[str, NetworkRecord]) -> None:
+    """Write them for a container in *networks* (by id), with its addresses of now."""
+    spec, places = record.spec, record.networks
+    gateway = next((p.gateway or p.ipv6_gateway for p in places if p.default_route), "")
+    text = hosts(
+        spec,
+        name=hostname(spec, record.id),
+        addresses=[address for place in places for address in place.addresses],
+        gateway=gateway,
+    )
+    _put(f"{directory}/hosts", text)
+    known = [networks[place.network_id] for place in places if place.network_id in networks]
+    _put(f"{directory}/resolv.conf", linked_resolv_conf(spec, known, _read("/etc/resolv.conf")))
+
+
+def linked_resolv_conf(spec: ContainerSpec, networks: Sequence[NetworkRecord], base: str) -> str:
+    """The text of /etc/resolv.conf in *networks*, the preferred first; *base* is the host's.
+
+    Where names are answered the engine's own server is asked, and it asks the others. In the
+    default network they are asked directly, unless they are on the host's loopback.
+    """
+    named = [one for one in networks if name_table.serves(one) and one.name != BRIDGE]
+    if named:
+        # One address each: a server of the first network knows the names of all of them.
+        servers = [found[0] for found in map(name_table.servers_of, named) if found]
+    else:
+        servers = list(spec.dns) or [s for s in _words(base, "nameserver") if not _local(s)]
+        if not servers:
+            servers = [s for one in networks for s in name_table.servers_of(one)]
+    search = spec.dns_search or tuple(_words(base, "search") or _words(base, "domain"))
+    options = list(spec.dns_options or _words(base, "options"))
+    if named and not any(option.startswith("ndots:") for option in options):
+        # A container's name has no dot: it must be asked as it is, before any search domain.
+        options.append("ndots:0")
+    lines = [f"nameserver {server}" for server in servers[:_MOST_SERVERS]]
+    domains = [domain for domain in search if domain != "."]
+    if domains:
+        lines.append("search " + " ".join(domains))
+    if options:
+        lines.append("options " + " ".join(options))
+    return "\n".join(lines) + "\n"
+
+
+def _words(text: str, key: str) -> list[str]:
+    """The words of all lines of a resolv.conf that begin with *key*."""
+    found: list[str] = []
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == [key]:
+            found += words[1:2] if key == "nameserver" else words[1:]
+    return found
+
+
+def _local(server: str) -> bool:
+    try:
+        return ipaddress.ip_address(server.partition("%")[0]).is_loopback
+    except ValueError:
+        return True  # no address at all: of no use to a container
 
 
 def _read(path: str) -> str:

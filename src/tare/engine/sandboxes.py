@@ -88,6 +88,8 @@ class Sandboxes:
             sandbox = self._planned.pop(request.record.id, None)
             if sandbox is None:
                 sandbox = self._sandbox(request)
+            elif request.interfaces:  # not known yet when it was planned
+                sandbox["interfaces"] = [one.plain() for one in request.interfaces]
             keeper = self._connected()
         except BaseException:
             _close_all(readers)
@@ -326,6 +328,7 @@ class Sandboxes:
                 f"/etc/{name}": f"{files}/{name}" for name in ("hosts", "hostname", "resolv.conf")
             },
             joined={kind: other.pid for kind, other in request.joined.items()},
+            interfaces=request.interfaces,
             volumes=f"{self._paths.state}/volumes",
         )
 

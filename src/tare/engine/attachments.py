@@ -1,0 +1,583 @@
+"""Containers in networks: addresses, links, published ports and names, from start to end.
+
+A start allocates (`Attachments.attach`): addresses and ports are recorded before anything is
+made of them, then the filter, the files in /etc and the name server learn them, and the driver
+links the container. The end (`release`) takes all of that back, whatever way the container
+ended. `connect` and `disconnect` do the same for one network of a running container.
+
+What is held for a container lives here only while it runs; the record has what a new daemon
+needs to hold it again (`begin`). Addresses go round: one that was just given up is given out
+last, except to the container that had it.
+
+Not for: networks themselves (engine.networks).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final
+
+from tare.engine import generated, name_table, network_values, publishing
+from tare.engine.fabric import Held, namespace_of
+from tare.engine.networks import Networks
+from tare.errors import (
+    ConflictError,
+    DeniedError,
+    FailedError,
+    InvalidError,
+    MissingError,
+    TareError,
+    UnsupportedError,
+)
+from tare.kernel.interfaces import Interface
+from tare.model.networking import BRIDGE, HOST, NONE, Joined, NetworkRecord, NetworkWish
+from tare.model.record import Record, changed
+from tare.model.spec import ContainerSpec
+from tare.model.state import State
+from tare.network import addresses
+from tare.network.firewall import Wanted
+from tare.network.values import Address, Endpoint, Port, Subnet, mac_of
+
+if TYPE_CHECKING:
+    from tare.engine.store import Store
+
+log = logging.getLogger("tare.network")
+
+DEFAULT: Final = "default"
+_MOST_NETWORKS: Final = 64
+
+
+@dataclass(slots=True)
+class _Live:
+    """What is held for a running container."""
+
+    endpoints: dict[str, Endpoint] = field(default_factory=dict)  # by network
+    ports: list[Held] = field(default_factory=list)
+
+
+class Attachments:
+    """Who is where, for all containers of one engine."""
+
+    def __init__(self, store: Store, networks: Networks) -> None:
+        self._store = store
+        self._networks = networks
+        self._fabric = networks.fabric
+        self._live: dict[str, _Live] = {}
+        self._used: dict[str, dict[Address, str]] = {}  # network -> address -> container
+        self._last: dict[tuple[str, int], Address] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        networks.members = self.members
+        networks.wanting = self.wanting
+
+    # --- who is where -------------------------------------------------------------------------
+
+    def members(self, network: str) -> list[tuple[str, str]]:
+        """The running containers in a network: id and name."""
+        found = []
+        for identity, live in self._live.items():
+            if network in live.endpoints:
+                record = self._store.find(identity)
+                found.append((identity, record.name if record is not None else ""))
+        return found
+
+    def wanting(self, network: str) -> bool:
+        """Whether any container is to be in a network."""
+        return any(
+            joined.network_id == network
+            for record in self._store.all()
+            for joined in record.networks
+        )
+
+    def inhabitants(self, network: str) -> list[tuple[Record, Joined]]:
+        """The running containers of a network, with their places in it."""
+        found = []
+        for identity, _ in self.members(network):
+            record = self._store.find(identity)
+            for joined in record.networks if record is not None else ():
+                if record is not None and joined.network_id == network:
+                    found.append((record, joined))
+        return found
+
+    # --- create -------------------------------------------------------------------------------
+
+    def resolve(self, spec: ContainerSpec) -> tuple[ContainerSpec, tuple[Joined, ...], list[str]]:
+        """*spec* with its networks found, its place in each, and warnings; refuses what cannot be.
+
+        Without a bridge on this host the default network is one with loopback only.
+        """
+        if spec.namespaces.network:
+            return spec, (), []
+        if not spec.networks and not (spec.ports or spec.publish_all):
+            return spec, (), []
+        wishes = list(spec.networks)
+        if not wishes:
+            wishes = [NetworkWish(network=DEFAULT)]
+        if any(wish.network == DEFAULT for wish in wishes) and self._fabric.unavailable:
+            if len(wishes) > 1 or spec.ports or spec.publish_all:
+                raise UnsupportedError(self._fabric.unavailable)
+            names = replace(spec.namespaces, network=NONE)
+            return replace(spec, namespaces=names, networks=()), (), []
+        found: dict[str, Joined] = {}
+        for wish in wishes:
+            record = self._networks.get(BRIDGE if wish.network == DEFAULT else wish.network)
+            if record.name in (HOST, NONE):
+                raise InvalidError(
+                    f"the network {record.name} cannot be combined with others",
+                    hint=f"--network {record.name} alone",
+                )
+            if record.id in found:
+                raise InvalidError(f"the network {record.name} is named twice")
+            found[record.id] = Joined(
+                network_id=record.id, network=record.name, wish=self._checked(record, wish)
+            )
+        if len(found) > _MOST_NETWORKS:
+            raise InvalidError(f"a container is in {_MOST_NETWORKS} networks at most")
+        joined = tuple(found.values())
+        warnings = publishing.check(spec, [self._record(one) for one in joined])
+        return replace(spec, networks=tuple(one.wish for one in joined)), joined, warnings
+
+    def _checked(self, record: NetworkRecord, wish: NetworkWish) -> NetworkWish:
+        """*wish* as far as it can be judged before the start."""
+        if record.name == BRIDGE:
+            if wish.aliases:
+                raise InvalidError(
+                    "network-scoped alias is supported only for containers in user defined networks"
+                )
+            if wish.links:
+                raise UnsupportedError(
+                    "links between containers of the default network are not supported",
+                    hint="make a network: containers find each other there by name",
+                )
+        if wish.link_local:
+            raise UnsupportedError("link-local addresses of one's own are not supported")
+        for link in wish.links:
+            self._store.get(link.partition(":")[0])
+        network = network_values.network(record)
+        for text, version in ((wish.ipv4, 4), (wish.ipv6, 6)):
+            if not text:
+                continue
+            address = network_values.parsed("address", text)
+            if address.version != version:
+                raise InvalidError(f"invalid IPv{version} address: {text}")
+            subnet = network.subnet_of(address)
+            if subnet is None:
+                raise InvalidError(
+                    f"no subnet of the network {record.name} contains the address {text}"
+                )
+            addresses.check_address(subnet, address, {})
+        return replace(wish, mac=network_values.mac(wish.mac) if wish.mac else "")
+
+    # --- start --------------------------------------------------------------------------------
+
+    async def attach(self, record: Record) -> tuple[Record, tuple[Interface, ...]]:
+        """Give a container that is about to start its addresses and ports, and publish both.
+
+        The record as it is now, and the links that the driver is to make. Nothing is held when
+        it raises.
+        """
+        spec = record.spec
+        if spec.namespaces.network:
+            generated.write(f"{record.workload_dir}/files", spec, record.id)
+            return record, ()
+        if not record.networks:
+            return record, ()
+        found = [(joined, self._record(joined)) for joined in record.networks]
+        for _, network in found:
+            await self._networks.ready(network)
+        self.release(record.id)
+        live = self._live[record.id] = _Live()
+        try:
+            ordered = _ordered(found)
+            places = self._places(record, ordered)
+            way_out = _way_out(places)
+            if way_out is not None and (wanted := publishing.wishes(spec)):
+                network = self._record(way_out)
+                site = publishing.site(self._fabric, spec, way_out, network, self._publisher)
+                if site is not None:
+                    ports, live.ports = publishing.take(site, wanted)
+                    places = [replace(p, ports=ports) if p is way_out else p for p in places]
+            record = self._store.put(changed(record, networks=tuple(places)))
+            links = self._admit(record, live)
+            self._write_files(record)
+            await self.publish_names()
+        except BaseException:
+            self.release(record.id)
+            raise
+        return record, links
+
+    def _publisher(self, port: Port) -> str:
+        """The name of the running container that publishes *port* already, or ""."""
+        for identity, live in self._live.items():
+            for endpoint in live.endpoints.values():
+                if any(publishing.collide(port, other) for other in endpoint.ports):
+                    record = self._store.find(identity)
+                    return record.name if record is not None else identity[:12]
+        return ""
+
+    def _linked(self, ref: str) -> str:
+        """The name of the container that a link names, or ""."""
+        try:
+            return self._store.get(ref).name
+        except TareError:
+            return ""
+
+    def _places(
+        self, record: Record, found: Sequence[tuple[Joined, NetworkRecord]]
+    ) -> list[Joined]:
+        places: list[Joined] = []
+        for at, (joined, network) in enumerate(found):
+            places.append(self._place(record, joined, network, number=at))
+        return [replace(place, default_route=place is _way_out(places)) for place in places]
+
+    def _place(
+        self, record: Record, joined: Joined, network: NetworkRecord, *, number: int
+    ) -> Joined:
+        """One place with addresses, those it had before if they are free."""
+        wish, kernel = joined.wish, network_values.network(network)
+        wanted = {4: (wish.ipv4, joined.ipv4), 6: (wish.ipv6, joined.ipv6)}
+        changes: dict[int, tuple[str, int, str]] = {}
+        for subnet in kernel.subnets:
+            version = subnet.prefix.version
+            if version in changes:
+                continue
+            address = self._allocate(record, network, subnet, *wanted[version])
+            gateway = str(subnet.gateway) if subnet.gateway is not None else ""
+            changes[version] = (str(address), subnet.prefix.prefixlen, gateway)
+        v4, v6 = changes.get(4, ("", 0, "")), changes.get(6, ("", 0, ""))
+        first = v4[0] or v6[0]
+        return replace(
+            joined,
+            network=network.name,
+            endpoint_id=secrets.token_hex(32),
+            interface=f"{network_values.inner_prefix(network.spec.options)}{number}",
+            mac=wish.mac or (mac_of(ip_address(first)) if first else _random_mac()),
+            ipv4=v4[0], ipv4_length=v4[1], gateway="" if network.spec.internal else v4[2],
+            ipv6=v6[0], ipv6_length=v6[1], ipv6_gateway="" if network.spec.internal else v6[2],
+            names=name_table.names_of(record, wish, network),
+            ports=(),
+        )  # fmt: skip
+
+    def _allocate(
+        self, record: Record, network: NetworkRecord, subnet: Subnet, asked: str, before: str
+    ) -> Address:
+        used = self._used.setdefault(network.id, {})
+        if asked:
+            wanted = ip_address(asked)
+            holders = {address: self._called(one) for address, one in used.items()}
+            address = addresses.check_address(subnet, wanted, holders)
+        else:
+            reserved = self._reserved(network.id, record.id)
+            earlier = ip_address(before) if before else None
+            if (
+                earlier is not None
+                and earlier in (subnet.range or subnet.prefix)
+                and earlier not in used
+                and earlier not in reserved
+                and earlier != subnet.gateway
+            ):
+                address = earlier
+            else:
+                key = (network.id, subnet.prefix.version)
+                address = addresses.next_address(
+                    subnet, used.keys() | reserved, self._last.get(key)
+                )
+                self._last[key] = address
+        used[address] = record.id
+        return address
+
+    def _reserved(self, network: str, but: str) -> set[Address]:
+        """The addresses that other containers, running or not, have asked for by number."""
+        found: set[Address] = set()
+        for record in self._store.all():
+            for joined in record.networks if record.id != but else ():
+                if joined.network_id == network:
+                    found.update(ip_address(a) for a in (joined.wish.ipv4, joined.wish.ipv6) if a)
+        return found
+
+    def _called(self, identity: str) -> str:
+        record = self._store.find(identity)
+        return f"the container {record.name}" if record is not None else "a container"
+
+    def _admit(self, record: Record, live: _Live) -> tuple[Interface, ...]:
+        links = []
+        for joined in record.networks:
+            endpoint = self._endpoint(record, joined)
+            network = network_values.network(self._record(joined))
+            try:
+                self._fabric.admit(endpoint)
+            except OSError as error:
+                raise FailedError(
+                    f"cannot let the container into the network {joined.network}: {error}"
+                ) from error
+            live.endpoints[joined.network_id] = endpoint
+            links.append(self._fabric.interface(network, endpoint))
+        return tuple(links)
+
+    def _endpoint(self, record: Record, joined: Joined) -> Endpoint:
+        return network_values.endpoint(
+            self._fabric.tag, record.id, joined, record.spec.network_rate
+        )
+
+    # --- end ----------------------------------------------------------------------------------
+
+    def release(self, identity: str) -> None:
+        """Take back what a container holds; nothing happens when it holds nothing."""
+        live = self._live.pop(identity, None)
+        for used in self._used.values():
+            for address in [a for a, holder in used.items() if holder == identity]:
+                del used[address]
+        if live is None:
+            return
+        for endpoint in live.endpoints.values():
+            self._dismiss(endpoint)
+        for held in live.ports:
+            held.release()
+
+    def ended(self, record: Record) -> None:
+        """A container has ended: take back what it holds, and forget its names."""
+        if record.id not in self._live:
+            return
+        self.release(record.id)
+        self._forget_names()
+
+    def _dismiss(self, endpoint: Endpoint) -> None:
+        try:
+            self._fabric.dismiss(endpoint)
+        except (OSError, TareError) as error:
+            log.warning("rules of %s are left: %s", endpoint.host_interface, error)
+
+    def _forget_names(self) -> None:
+        """Have the names of ended containers go soon; nobody waits for it."""
+        if self._forgetting is None or self._forgetting.done():
+            self._forgetting = asyncio.get_running_loop().create_task(self._forget_soon())
+
+    _forgetting: asyncio.Task[None] | None = None
+
+    async def _forget_soon(self) -> None:
+        await asyncio.sleep(0)  # what ends together is forgotten together
+        with contextlib.suppress(TareError, OSError):
+            await self.publish_names()
+
+    # --- while it runs ------------------------------------------------------------------------
+
+    async def connect(self, network_ref: str, record: Record, wish: NetworkWish) -> None:
+        """Put a container into one more network, at once if it runs."""
+        network = self._networks.get(network_ref)
+        self._may_change(record, network)
+        async with self._lock(record.id):
+            record = self._current(record.id)
+            if any(joined.network_id == network.id for joined in record.networks):
+                raise DeniedError(
+                    f"endpoint with name {record.name} already exists in network {network.name}"
+                )
+            joined = Joined(
+                network_id=network.id, network=network.name, wish=self._checked(network, wish)
+            )
+            if record.alive:
+                await self._link(record, joined, network)
+            else:
+                self._store.put(changed(record, networks=(*record.networks, joined)))
+        self._networks.tell(network, "connect", record.id)
+
+    async def _link(self, record: Record, joined: Joined, network: NetworkRecord) -> None:
+        await self._networks.ready(network)
+        live = self._live.setdefault(record.id, _Live())
+        try:
+            place = self._place(record, joined, network, number=_free_number(record))
+            # The way out stays where it is, unless there was none.
+            outward = any(one.default_route for one in record.networks) or network.spec.internal
+            place = replace(place, default_route=not outward)
+            record = self._store.put(changed(record, networks=(*record.networks, place)))
+            endpoint = self._endpoint(record, place)
+            self._fabric.admit(endpoint)
+            live.endpoints[network.id] = endpoint
+            namespace = _namespace(record)
+            try:
+                await self._fabric.connect(network_values.network(network), endpoint, namespace)
+            finally:
+                os.close(namespace)
+        except BaseException:
+            self._unlink_record(record.id, network.id, live)
+            raise
+        self._write_files(record)
+        await self.publish_names()
+
+    def _unlink_record(self, identity: str, network: str, live: _Live) -> Record | None:
+        """Forget a container's place in a network, here and in its record."""
+        endpoint = live.endpoints.pop(network, None)
+        if endpoint is not None:
+            self._dismiss(endpoint)
+        used = self._used.get(network, {})
+        for address in [a for a, holder in used.items() if holder == identity]:
+            del used[address]
+        record = self._store.find(identity)
+        if record is None:
+            return None
+        left = tuple(joined for joined in record.networks if joined.network_id != network)
+        return self._store.put(changed(record, networks=left))
+
+    async def disconnect(self, network_ref: str, record: Record, *, force: bool = False) -> None:
+        """Take a container out of a network, at once if it runs."""
+        network = self._networks.get(network_ref)
+        self._may_change(record, network)
+        async with self._lock(record.id):
+            record = self._current(record.id)
+            joined = next((j for j in record.networks if j.network_id == network.id), None)
+            if joined is None:
+                raise DeniedError(
+                    f"container {record.id} is not connected to network {network.name}"
+                )
+            live = self._live.get(record.id)
+            endpoint = live.endpoints.get(network.id) if live is not None else None
+            if record.alive and live is not None and endpoint is not None:
+                if joined.ports and not force:
+                    names = ", ".join(f"{p.container_port}/{p.protocol}" for p in joined.ports)
+                    log.info("%s is no longer published: %s", record.name, names)
+                with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                    namespace = _namespace(record)
+                    try:
+                        await self._fabric.disconnect(endpoint, namespace)
+                    finally:
+                        os.close(namespace)
+            if joined.ports and live is not None:
+                for held in live.ports:
+                    held.release()
+                live.ports = []
+            after = self._unlink_record(record.id, network.id, live or _Live())
+            if after is not None and after.alive:
+                self._write_files(after)
+                await self.publish_names()
+        self._networks.tell(network, "disconnect", record.id)
+
+    def _may_change(self, record: Record, network: NetworkRecord) -> None:
+        if network.name in (HOST, NONE):
+            raise DeniedError(
+                f"container cannot be connected to or disconnected from the {network.name} network"
+            )
+        if record.spec.namespaces.network:
+            raise DeniedError(
+                f"container {record.name} shares the network of"
+                f" {record.spec.namespaces.network!r}: it cannot be connected to others"
+            )
+        if record.state in (State.REMOVING, State.DEAD):
+            raise ConflictError(f"container {record.id} is marked for removal")
+
+    def _lock(self, identity: str) -> asyncio.Lock:
+        found = self._locks.get(identity)
+        if found is None:
+            if len(self._locks) > 256:
+                self._locks = {i: lock for i, lock in self._locks.items() if lock.locked()}
+            found = self._locks[identity] = asyncio.Lock()
+        return found
+
+    # --- names and files ----------------------------------------------------------------------
+
+    async def publish_names(self) -> None:
+        """Have the name server answer by what is so now."""
+        running = [r for r in (self._store.find(one) for one in self._live) if r is not None]
+        table = name_table.table(self._networks.all(), running, self._linked)
+        await self._fabric.name(table)
+
+    def _write_files(self, record: Record) -> None:
+        networks = {one.id: one for one in self._networks.all()}
+        try:
+            generated.write_linked(f"{record.workload_dir}/files", record, networks)
+        except OSError as error:
+            raise FailedError(f"cannot write the container's /etc/hosts: {error}") from error
+
+    # --- recovery -----------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Hold again what running containers hold, and make bridges, filter and names so."""
+        running = [r for r in self._store.all() if r.networks and _may_run(r)]
+        if self._fabric.unavailable:
+            return
+        for record in running:
+            self._hold_again(record)
+        networks = [r for r in self._networks.all() if r.interface and self._matters(r)]
+        endpoints = tuple(e for live in self._live.values() for e in live.endpoints.values())
+        wanted = Wanted(
+            networks=tuple(network_values.network(one) for one in networks), endpoints=endpoints
+        )
+        await self._fabric.begin(
+            wanted,
+            [endpoint.host_interface for endpoint in endpoints],
+            [one.interface for one in networks],
+        )
+        self._networks.settled([one.id for one in networks])
+        await self.publish_names()
+
+    def _matters(self, network: NetworkRecord) -> bool:
+        """Whether a bridge is to be there now: the default one only when it is used."""
+        return network.name != BRIDGE or bool(self.members(network.id))
+
+    def _hold_again(self, record: Record) -> None:
+        live = self._live[record.id] = _Live()
+        for joined in record.networks:
+            if self._networks.find(joined.network_id) is None or not joined.endpoint_id:
+                continue
+            live.endpoints[joined.network_id] = self._endpoint(record, joined)
+            used = self._used.setdefault(joined.network_id, {})
+            for text in joined.addresses:
+                used[ip_address(text)] = record.id
+            for port in live.endpoints[joined.network_id].ports:
+                try:
+                    live.ports.append(self._fabric.hold(port))
+                except TareError as error:
+                    # The rules still lead to the container; only the reservation is missing.
+                    log.warning("%s: %s", record.name, error)
+
+    def _record(self, joined: Joined) -> NetworkRecord:
+        record = self._networks.find(joined.network_id)
+        if record is None:
+            raise MissingError(
+                f"network {joined.network} ({joined.network_id[:12]}) not found", exit_code=125
+            )
+        return record
+
+    def _current(self, identity: str) -> Record:
+        record = self._store.find(identity)
+        if record is None:
+            raise MissingError(f"No such container: {identity}")
+        return record
+
+
+def _may_run(record: Record) -> bool:
+    return record.alive or record.state is State.STARTING
+
+
+def _ordered(
+    found: Sequence[tuple[Joined, NetworkRecord]],
+) -> list[tuple[Joined, NetworkRecord]]:
+    """The preferred first, as Docker does it: by priority, then those that lead out, by name."""
+    return sorted(found, key=lambda one: (-one[0].wish.priority, one[1].spec.internal, one[1].name))
+
+
+def _way_out(places: Sequence[Joined]) -> Joined | None:
+    """The place whose network is the way to the world."""
+    return next((place for place in places if place.gateway or place.ipv6_gateway), None)
+
+
+def _free_number(record: Record) -> int:
+    names = (joined.interface for joined in record.networks)
+    numbers = {int(match[1]) for name in names if (match := re.search("([0-9]+)$", name))}
+    return next(n for n in range(len(numbers) + 1) if n not in numbers)
+
+
+def _random_mac() -> str:
+    return ":".join(f"{byte:02x}" for byte in (0x02, 0x42, *secrets.token_bytes(4)))
+
+
+def _namespace(record: Record) -> int:
+    try:
+        return namespace_of(record.pid)
+    except OSError as error:
+        raise ConflictError(f"container {record.id[:12]} has just ended") from error
