@@ -332,7 +332,27 @@ def test_any_body_is_a_specification_or_a_tare_error(
         assert error.http_status in (400, 501)
 
 
-@pytest.mark.parametrize("isolation", ["vm", "hyperv", "process"])
+@pytest.mark.parametrize("isolation", ["hyperv", "process"])
 def test_another_isolation_than_there_is_is_refused_and_never_weakened(isolation: str) -> None:
-    with pytest.raises(UnsupportedError, match="is not there yet"):
+    with pytest.raises(InvalidError, match="invalid isolation"):
         host(Isolation=isolation)
+
+
+@pytest.mark.parametrize(
+    ("wish", "isolation"),
+    [
+        ({}, "container"),
+        ({"Isolation": "container", "Runtime": "runc"}, "container"),
+        ({"Isolation": "vm"}, "vm"),
+        ({"Runtime": "tare-vm"}, "vm"),
+    ],
+)
+def test_a_machine_is_asked_for_by_isolation_or_runtime(
+    wish: dict[str, object], isolation: str
+) -> None:
+    assert host(**wish).isolation == isolation
+
+
+def test_a_runtime_that_contradicts_the_isolation_is_refused() -> None:
+    with pytest.raises(InvalidError, match="contradicts"):
+        host(Isolation="container", Runtime="tare-vm")

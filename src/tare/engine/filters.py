@@ -66,7 +66,7 @@ def _test(key: str, values: Sequence[str], find: Callable[[str], Record]) -> Tes
         case "publish" | "expose":
             return lambda r: False
         case "isolation":
-            return lambda r: True
+            return lambda r: r.spec.isolation in values
     raise InvalidError(f"invalid filter '{key[:40]}'")
 
 

@@ -10,6 +10,7 @@ from tare.model.record import Health, Record
 from tare.model.spec import (
     ContainerSpec,
     HealthCheck,
+    Isolation,
     Mount,
     MountKind,
     Resources,
@@ -17,7 +18,7 @@ from tare.model.spec import (
     Ulimit,
 )
 from tare.model.state import STATUS, State
-from tare.wire.values import rfc3339
+from tare.wire.values import MACHINE_RUNTIME, rfc3339
 
 Json = dict[str, object]
 
@@ -281,7 +282,7 @@ def host_config(spec: ContainerSpec) -> Json:
         "UTSMode": names.uts,
         "UsernsMode": names.user,
         "ShmSize": spec.shm_size,
-        "Runtime": "tare",
+        "Runtime": "tare" if spec.isolation is Isolation.CONTAINER else MACHINE_RUNTIME,
         "Isolation": "",
         "Devices": [
             {
@@ -439,7 +440,7 @@ def inspect(
         "Config": config(record),
         "NetworkSettings": _network_settings(spec),
         "Tare": {
-            "Isolation": "container",
+            "Isolation": str(spec.isolation),
             "SecurityProfile": str(spec.security.profile),
             "IdBlock": None if block is None else {"Base": block.base, "Size": block.size},
             "Cgroup": record.cgroup,

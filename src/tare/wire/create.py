@@ -30,7 +30,6 @@ from tare.wire.body import ConfigBody, CreateBody, Healthcheck, HostConfig, LogC
 from tare.wire.resources import resources, restart_policy, ulimits
 from tare.wire.security import security
 
-MACHINE_RUNTIME: Final = "tare-vm"
 NAME: Final = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?")
 _PORT: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(tcp|udp|sctp))?", re.I)
@@ -318,15 +317,13 @@ def _check_host(host: HostConfig) -> list[str]:
 def isolation(host: HostConfig) -> Isolation:
     """Container or machine: by ``--isolation``, or by the runtime's name from any client."""
     runtime, asked = host.runtime or "", host.isolation or ""
-    if runtime not in ("", MACHINE_RUNTIME, "tare", "runc", "io.containerd.runc.v2"):
+    if runtime not in ("", values.MACHINE_RUNTIME, "tare", "runc", "io.containerd.runc.v2"):
         raise InvalidError(f"unknown or invalid runtime name: {runtime[:80]}")
     if asked not in ("", "default", *Isolation):
-        raise InvalidError(
-            f"invalid isolation: {asked[:40]!r}", hint="there are container and vm"
-        )
-    if runtime == MACHINE_RUNTIME and asked == Isolation.CONTAINER:
-        raise InvalidError(f"--runtime {MACHINE_RUNTIME} contradicts --isolation container")
-    machine = runtime == MACHINE_RUNTIME or asked == Isolation.VM
+        raise InvalidError(f"invalid isolation: {asked[:40]!r}", hint="there are container and vm")
+    if runtime == values.MACHINE_RUNTIME and asked == Isolation.CONTAINER:
+        raise InvalidError(f"--runtime {values.MACHINE_RUNTIME} contradicts --isolation container")
+    machine = runtime == values.MACHINE_RUNTIME or asked == Isolation.VM
     return Isolation.VM if machine else Isolation.CONTAINER
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from tare import __version__
 from tare.model.record import Check, Event, Info
 from tare.wire.container import DRIVER
-from tare.wire.values import rfc3339
+from tare.wire.values import MACHINE_RUNTIME, rfc3339
 
 Json = dict[str, object]
 
@@ -83,7 +83,7 @@ def info(host: Info, now_ns: int) -> Json:
         "Labels": [],
         "ExperimentalBuild": False,
         "ServerVersion": host.version,
-        "Runtimes": {"tare": {"path": "tare"}},
+        "Runtimes": {"tare": {"path": "tare"}, MACHINE_RUNTIME: {"path": "tare"}},
         "DefaultRuntime": "tare",
         "Swarm": {
             "NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": False,
@@ -98,7 +98,10 @@ def info(host: Info, now_ns: int) -> Json:
         "SecurityOptions": list(host.security_options),
         "CDISpecDirs": [],
         "Warnings": list(host.warnings),
-        "Tare": {"Rootless": host.rootless, "Isolations": ["container"]},
+        "Tare": {
+            "Rootless": host.rootless,
+            "Isolations": ["container"] if host.rootless else ["container", "vm"],
+        },
     }  # fmt: skip
 
 

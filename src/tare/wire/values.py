@@ -13,6 +13,9 @@ from typing import Final
 
 from tare.errors import InvalidError
 
+MACHINE_RUNTIME: Final = "tare-vm"
+"""The runtime whose name asks for a virtual machine, from any Docker client."""
+
 _SIZE: Final = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,9}))? ?([kKmMgGtTpP]?)(?:i?[bB])?")
 _UNITS: Final = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
