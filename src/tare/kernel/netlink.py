@@ -32,7 +32,7 @@ _NLM_F_DUMP_INTR: Final = 0x10
 _NLM_F_CAPPED: Final = 0x100
 _NLM_F_ACK_TLVS: Final = 0x200
 
-_NLMSG_ERROR: Final = 2
+NLMSG_ERROR: Final = 2
 _NLMSG_DONE: Final = 3
 _NLMSGERR_ATTR_MSG: Final = 1
 _NLA_F_NESTED: Final = 0x8000
@@ -174,8 +174,8 @@ class Connection:
         while left:
             for kind, flags, sequence, body in self._receive():
                 index = sequence - first
-                if kind == _NLMSG_ERROR and 0 <= index < len(wanted):
-                    answers[index] = _failure(body, flags, wanted[index])
+                if kind == NLMSG_ERROR and 0 <= index < len(wanted):
+                    answers[index] = failure(body, flags, wanted[index])
                     left -= 1
         return list(zip(wanted, answers, strict=True))
 
@@ -199,8 +199,8 @@ class Connection:
                 interrupted |= bool(flags & _NLM_F_DUMP_INTR)
                 if kind == _NLMSG_DONE:
                     return found, interrupted
-                if kind == _NLMSG_ERROR:
-                    error = _failure(body, flags, message)
+                if kind == NLMSG_ERROR:
+                    error = failure(body, flags, message)
                     if error is not None:
                         raise error
                     return found, interrupted
@@ -260,7 +260,7 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         offset += (length + 3) & ~3
 
 
-def _failure(body: bytes, flags: int, message: Message) -> OSError | None:
+def failure(body: bytes, flags: int, message: Message) -> OSError | None:
     """The error that an acknowledgement carries; None when it says that all is well."""
     (number,) = struct.unpack_from("=i", body)
     if number == 0:
