@@ -27,6 +27,9 @@ from tare.build.dockerfile.source import DockerfileError, Lines, Place, Source
 from tare.build.dockerfile.words import quoted
 
 _EMPTY_CONTINUATION: Final = "Empty continuation lines will become errors in a future release"
+# Far above what a layered image can have; what looks at all stages for each step stays quick.
+_INSTRUCTIONS_MAX: Final = 10_000
+_STAGES_MAX: Final = 1_000
 _NOT_IN_TRIGGERS: Final = (From, Onbuild, Maintainer)
 
 
@@ -37,8 +40,11 @@ def parse(text: bytes, *, name: str = "Dockerfile") -> Dockerfile:
     args: list[Arg] = []
     starts: list[From] = []
     bodies: list[list[Instruction]] = []
-    for node in read(tree):
+    for count, node in enumerate(read(tree), 1):
         found = instruction(node)
+        if count > _INSTRUCTIONS_MAX or len(starts) > _STAGES_MAX:
+            reason = f"more than {_INSTRUCTIONS_MAX} instructions or {_STAGES_MAX} stages"
+            raise DockerfileError(reason, source, found.lines)
         if isinstance(found, From):
             starts.append(found)
             bodies.append([])

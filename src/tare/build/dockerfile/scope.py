@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -19,6 +19,7 @@ from tare.build.dockerfile.suggestion import meant
 from tare.build.dockerfile.words import Lexer, LexError, Word
 from tare.model.oci import Platform
 
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROXIES: Final = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
 _PLATFORM: Final = re.compile(r"[A-Za-z0-9_.()-]+(/[A-Za-z0-9_.-]+){0,2}")
 # The kernel takes 2 MiB of variables at most; a file that doubles one must end before that.
@@ -121,9 +122,13 @@ class Scope:
         arguments: Mapping[str, str],
         build_args: Mapping[str, str],
     ) -> None:
-        """Start from the base image's ENV, `global_arguments`, and what ``--build-arg`` gave."""
-        self._environment = _Variables(dict(base))
+        """Start from the base image's ENV, `global_arguments`, and what ``--build-arg`` gave.
+
+        A base without PATH gets the usual one, in its image too.
+        """
         self._image = dict(base)
+        self._image.setdefault("PATH", DEFAULT_PATH)
+        self._environment = _Variables(dict(self._image))
         self._arguments: dict[str, str] = {}
         self._declared: set[str] = set()
         self._global = arguments
@@ -131,7 +136,9 @@ class Scope:
 
     def child(self) -> Scope:
         """The scope of a stage that starts from this one as it is now: ARGs go along."""
-        scope = Scope(self._environment.values, self._global, self._build_args)
+        # The image's ENV is set anew: it wins over an ARG of the stage before.
+        environment = {**self._environment.values, **self._image}
+        scope = Scope(environment, self._global, self._build_args)
         scope._image = dict(self._image)
         scope._arguments = dict(self._arguments)
         scope._declared = set(self._declared)
@@ -153,9 +160,9 @@ class Scope:
         return MappingProxyType(self._arguments)
 
     @property
-    def declared(self) -> frozenset[str]:
+    def declared(self) -> Set[str]:
         """The names of all ARGs so far, with a value or without."""
-        return frozenset(self._declared)
+        return self._declared
 
     def declare(self, arg: Arg) -> Arg:
         """Do an ARG: build argument, else default, else the global one; it comes back expanded."""
