@@ -58,7 +58,7 @@ class Htpasswd:
         name, password = _credentials(authorization)
         try:
             self._refresh()
-        except (InvalidError, OSError) as error:
+        except InvalidError as error:
             # A file that is being edited lets nobody in, and says so to the administrator only.
             raise _unauthorized() from error
         mark = hmac.digest(self._key, f"{name}\0{password}".encode(), hashlib.sha256)
@@ -82,7 +82,10 @@ class Htpasswd:
         return name
 
     def _refresh(self) -> None:
-        status = self._path.stat()
+        try:
+            status = self._path.stat()
+        except OSError as error:
+            raise InvalidError(f"{self._path} cannot be read: {error.strerror}") from None
         stamp = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
         if stamp != self._stamp:
             self._users = read(self._path)
