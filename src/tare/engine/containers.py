@@ -25,6 +25,7 @@ from tare.engine.core import JOINABLE
 from tare.engine.driver import Request
 from tare.engine.lifecycle import exit_info
 from tare.errors import ConflictError, FailedError, InvalidError, TareError
+from tare.model.networking import Joined, NetworkWish
 from tare.model.record import ExitInfo, IdBlock, Pruned, Record, Usage, changed
 from tare.model.spec import ContainerSpec, MountKind, Resources, RestartPolicy
 from tare.model.state import STATUS, Action, State
@@ -47,6 +48,7 @@ class Containers(Copying):
         if given and (holder := store.holder(given)) is not None:
             raise names.conflict(given, holder)
         spec, warnings = self._checked(self._core.volumes.resolve(spec))
+        self._core.budgets.check(spec, given or "the container")
         spec, places, more = self._core.attachments.resolve(spec)
         warnings += more
         identity = _new_id()
@@ -106,7 +108,7 @@ class Containers(Copying):
     def _record(
         self, identity: str, name: str, spec: ContainerSpec, block: IdBlock | None
     ) -> Record:
-        paths = self._core.paths
+        paths, budgets = self._core.paths, self._core.budgets
         directory = f"{paths.state}/workloads/{identity}"
         return Record(
             id=identity,
@@ -114,7 +116,7 @@ class Containers(Copying):
             spec=spec,
             created_ns=time.time_ns(),
             id_block=block,
-            cgroup=f"{paths.cgroup_parent}/{identity}",
+            cgroup=f"{budgets.group_path(budgets.project_of(spec))}/{identity}",
             workload_dir=directory,
             log_path=f"{directory}/log",
         )
@@ -296,6 +298,7 @@ class Containers(Copying):
         wanted, warnings = limits.check_update(
             record.spec.resources, resources, self._core.abilities
         )
+        self._core.budgets.admit_update(record, wanted)
         if record.alive and wanted != record.spec.resources:
             warnings += self._driver.update(record, wanted)
         spec = replace(record.spec, resources=wanted)
@@ -304,6 +307,20 @@ class Containers(Copying):
         record = self._store.put(changed(self._store.get(record.id), spec=spec))
         self._lifecycle.emit(record, "update")
         return warnings
+
+    async def connect(self, network: str, ref: str, wish: NetworkWish) -> None:
+        """Put it into one more network, at once if it runs."""
+        work = self._core.attachments.connect(network, self._store.get(ref), wish)
+        await self._lifecycle.uninterrupted(work)
+
+    async def disconnect(self, network: str, ref: str, *, force: bool = False) -> None:
+        """Take it out of a network, at once if it runs."""
+        work = self._core.attachments.disconnect(network, self._store.get(ref), force=force)
+        await self._lifecycle.uninterrupted(work)
+
+    def inhabitants(self, network: str) -> builtins.list[tuple[Record, Joined]]:
+        """The running containers of a network (by its id), with their places in it."""
+        return self._core.attachments.inhabitants(network)
 
     # --- remove -------------------------------------------------------------------------------
 

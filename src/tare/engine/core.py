@@ -23,6 +23,7 @@ from tare.model.record import Record
 
 if TYPE_CHECKING:
     from tare.engine.attachments import Attachments
+    from tare.engine.budget import Budgets
     from tare.engine.images import Images
     from tare.engine.networks import Networks
     from tare.engine.volumes import Volumes
@@ -43,6 +44,7 @@ class Core:
     lifecycle: Lifecycle
     images: Images
     volumes: Volumes
+    budgets: Budgets
     abilities: Abilities
     networks: Networks
     attachments: Attachments

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from typing import Self
 
 from tare.engine import config, recovery
 from tare.engine.attachments import Attachments
+from tare.engine.budget import Budgets, Groups
 from tare.engine.config import Config
 from tare.engine.containers import Containers
 from tare.engine.core import Core, request
@@ -45,6 +47,8 @@ from tare.kernel import cgroup
 from tare.model.record import Check, Info, Record
 from tare.model.spec import MountKind
 
+log = logging.getLogger("tare.engine")
+
 _HOUSEKEEPING = 2.0
 
 
@@ -61,6 +65,7 @@ class Engine:
         *,
         configured: Config | None = None,
         fabric: Fabric | None = None,
+        groups: Groups | None = None,
     ) -> None:
         self.paths = paths
         self.config = configured or Config()
@@ -82,6 +87,8 @@ class Engine:
             workloads=workloads,
             prepare=self._request,
         )
+        self.budgets = Budgets(paths, store, groups)
+        self._lifecycle.admit = self.budgets.admit
         self._lifecycle.after_removal.append(
             lambda record: self.images.release(record.image_id, record.id)
         )
@@ -104,6 +111,7 @@ class Engine:
             lifecycle=self._lifecycle,
             images=self.images,
             volumes=self.volumes,
+            budgets=self.budgets,
             abilities=abilities,
             networks=self.networks,
             attachments=self._attachments,
@@ -127,7 +135,6 @@ class Engine:
         layout = cgroup.detect(privileged=False if facts.rootless else None).plain()
         with contextlib.suppress(OSError):
             layout.make_room()
-        _keep_some_for_the_host(layout, paths.cgroup_parent)
         driver = Machines(paths, facts, layout)
         images = ImageStore(paths.state, extract=facts.rootless or not erofs_from_files())
         return cls(
@@ -138,12 +145,15 @@ class Engine:
             detect(layout),
             configured=configured,
             fabric=HostFabric(str(paths.state), str(paths.run)),
+            groups=layout.group,
         )
 
     async def start(self) -> None:
         """Make every record true and begin to keep it so; call it before any request."""
         for record in self._store.all():
             self.images.hold(record.image_id, record.id)
+        for said in self.budgets.apply():
+            log.warning("%s", said)
         await asyncio.to_thread(self.images.recover)
         await asyncio.to_thread(self.registries.recover)
         self.volumes.recover()
@@ -200,20 +210,7 @@ class Engine:
             if self._store.checkpoint_due:
                 await asyncio.to_thread(self._store.checkpoint)
             await self.registries.keep_house()
-
-
-def _keep_some_for_the_host(layout: cgroup.Layout, parent: str) -> None:
-    """Bound all containers together: the host keeps 512 MiB or a tenth, and a quarter of its pids.
-
-    What cannot be bounded here (no privilege, no controller) stays as it is; `doctor` says so.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        most = int(Path("/proc/sys/kernel/pid_max").read_text("ascii"))
-        group = layout.group(parent)
-        if not group.exists():
-            group.create()
-        group.update(cgroup.Limits(memory=total - max(512 << 20, total // 10), pids=most * 3 // 4))
+            await self.budgets.keep_house()
 
 
 def erofs_from_files() -> bool:

@@ -90,6 +90,7 @@ class Lifecycle:
         self._tasks: set[asyncio.Task[object]] = set()
         self._closing = False
         self._usage: dict[str, Usage] = {}
+        self.admit: Callable[[Record], Record] = lambda record: record
         self.after_start: list[Callable[[Record], None]] = []
         self.after_end: list[Callable[[Record], None]] = []
         self.after_removal: list[Callable[[Record], None]] = []
@@ -140,6 +141,7 @@ class Lifecycle:
                 return False
             if (record.state, Action.START) not in INTENTS:
                 raise ConflictError("container is marked for removal and cannot be started")
+            record = self._admitted(record, automatic=automatic)
             count = record.restart_count + 1 if automatic else 0
             record = self.store.put(
                 changed(
@@ -154,6 +156,18 @@ class Lifecycle:
             self._cancel_timer(live)
             await self._start(record, live)
         return True
+
+    def _admitted(self, record: Record, *, automatic: bool) -> Record:
+        """What the budget lets in; a restart that does not fit is a start that failed.
+
+        Nothing is awaited from here until the record says that it is starting.
+        """
+        try:
+            return self.admit(record)
+        except TareError as error:
+            if automatic:
+                self.store.put(changed(record, state=State.EXITED, error=str(error)))
+            raise
 
     async def _start(self, record: Record, live: Live) -> None:
         """Between the intent and `settle`; the lock is held."""

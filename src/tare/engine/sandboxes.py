@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from tare.engine.budget import GROUP_PREFIX
 from tare.engine.driver import Ended, Held, Pipes, Request, Started
 from tare.engine.paths import Paths
 from tare.engine.stats import sample_of
@@ -86,6 +87,8 @@ class Sandboxes:
         readers = list(request.readers)
         try:
             sandbox = self._planned.pop(request.record.id, None)
+            if sandbox is not None and sandbox["cgroup"]["path"] != request.record.cgroup:
+                sandbox = None  # it is in another project's budget by now
             if sandbox is None:
                 sandbox = self._sandbox(request)
             elif request.interfaces:  # not known yet when it was planned
@@ -264,19 +267,30 @@ class Sandboxes:
         keeper = self._keeper
         held = keeper.running if keeper is not None else {}
         with contextlib.suppress(OSError, ValueError):
-            for path in self._layout.group(self._paths.cgroup_parent).subgroups():
-                identity = path.rstrip("/").rpartition("/")[2]
-                if expected(identity) or not _is_id(identity):
+            for path in self._groups_below(self._paths.cgroup_parent):
+                identity = path.rpartition("/")[2]
+                if expected(identity):
                     continue
                 found.append(identity)
                 with contextlib.suppress(OSError):
-                    self._remove(f"{self._paths.cgroup_parent}/{identity}")
+                    self._remove(path)
         directory = self._paths.run / "workloads"
         for identity in os.listdir(directory) if directory.is_dir() else ():
             if not expected(identity) and identity not in held and _is_id(identity):
                 from tare.run.launching import remove_run_directory
 
                 remove_run_directory(str(directory / identity))
+        return found
+
+    def _groups_below(self, parent: str) -> list[str]:
+        """The paths of containers' groups, those in the groups of projects too."""
+        found = []
+        for name in self._layout.group(parent).subgroups():
+            path = f"{parent}/{name.rstrip('/').rpartition('/')[2]}"
+            if _is_id(path.rpartition("/")[2]):
+                found.append(path)
+            elif GROUP_PREFIX in path.rpartition("/")[2]:
+                found += self._groups_below(path)
         return found
 
     def _remove(self, path: str) -> None:

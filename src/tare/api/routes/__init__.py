@@ -5,9 +5,11 @@ from __future__ import annotations
 from tare.api.routes import (
     absent,
     archives,
+    budget,
     containers,
     execs,
     images,
+    networks,
     observe,
     own,
     registries,
@@ -21,7 +23,7 @@ from tare.api.routing import Routes
 def install(routes: Routes) -> None:
     """Add every path of the API to *routes*."""
     for noun in (
-        absent, archives, containers, execs, images, observe, own, registries, streaming, system,
+        absent, archives, budget, containers, execs, images, networks, observe, own, registries, streaming, system,
         volumes,
     ):  # fmt: skip
         noun.install(routes)

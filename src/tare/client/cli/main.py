@@ -103,6 +103,8 @@ def _globals(argv: list[str]) -> tuple[str, list[str] | None]:
 def _find(words: list[str]) -> tuple[str, list[str]]:
     """The canonical name of the command and its arguments; "" when a group's help was printed."""
     first = words[0]
+    if first in COMMANDS and (pair := " ".join(words[:2])) in COMMANDS and len(words) > 1:
+        return pair, words[2:]  # tare budget shows, tare budget set changes
     if first in COMMANDS:
         return first, words[1:]
     if first in LATER:
