@@ -48,7 +48,7 @@ from tare.run.stock import Stock
 from tare.run.stub import Stub
 
 _SPARES: Final = 3
-_SOON: Final = 0.001
+_SOON: Final = 0.02
 """How long nothing must happen before what is not urgent is done, in seconds."""
 _MOST_DEFERRED: Final = 64
 
@@ -94,6 +94,8 @@ class Keeper:
         self._receiver: Receiver | None = None
         self._sender: Sender | None = None
         self._listener: socket.socket | None = None
+        self._launches = 0  # children that are not yet a program
+        self._ended = False  # a container ended, and nothing came since
         self._requests: dict[str, Callable[[Message, list[int], int], None]] = {
             "start": self._start,
             "exec": self._exec,
@@ -129,17 +131,9 @@ class Keeper:
         self.watch(listener.fileno(), select.EPOLLIN, self._accept)
         idle_since = time.monotonic()
         while True:
-            context, spares, stock = self._context, self._context.spares, self._context.stock
-            more = spares is not None and spares.wanted
-            wanted = more or (stock is not None and stock.wanted)
-            ready = self._epoll.poll(_SOON if wanted or context.deferred else 5.0)
-            if not ready and (wanted or context.deferred):
-                # Nothing to do right now: tidy up, and prepare for what comes next.
-                context.close_deferred()
-                if spares is not None and more:
-                    spares.fill()
-                elif stock is not None and stock.wanted:
-                    stock.fill()
+            context = self._context
+            ready = self._epoll.poll(self._patience())
+            if not ready and self._tidy():
                 continue
             if len(context.deferred) > _MOST_DEFERRED:
                 os.close(context.deferred.pop(0))
@@ -151,11 +145,38 @@ class Keeper:
             if self._daemon is not None or self._kept or self._exits or ready:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > 10:
-                if spares is not None:
-                    spares.close()
-                if stock is not None:
-                    stock.close()
+                for maker in (context.spares, context.stock):
+                    if maker is not None:
+                        maker.close()
                 return
+
+    def _patience(self) -> float:
+        """How long to wait for an event before what can wait is done."""
+        if not self._unfinished():
+            return 5.0
+        # The end of a container is the best moment: whoever waits for it is busy elsewhere now.
+        return 0.0 if self._ended else _SOON
+
+    def _unfinished(self) -> bool:
+        context = self._context
+        makers = (context.spares, context.stock)
+        return bool(context.deferred) or any(m is not None and m.wanted for m in makers)
+
+    def _tidy(self) -> bool:
+        """Nothing else to do right now: close what was deferred, make one thing ready."""
+        context = self._context
+        if not self._unfinished():
+            return False
+        self._ended = False
+        if self._launches:
+            return True  # a child is at work, and what it says must not wait
+        context.close_deferred()
+        for maker in (context.spares, context.stock):
+            if maker is not None and maker.wanted:
+                maker.fill()
+                self._ended = True
+                break
+        return True
 
     def _accept(self, _: int) -> None:
         assert self._listener is not None
@@ -254,16 +275,19 @@ class Keeper:
                 if not work.answer():
                     return
             except TareError as error:
+                self._launches -= 1
                 self.watch(work.control.fileno(), 0, progress)
                 for descriptor in tees.values():
                     os.close(descriptor)
                 work.abandon()
                 self._refuse(sequence, error)
                 return
+            self._launches -= 1
             self.watch(work.control.fileno(), 0, progress)
             work.control.close()
             self._started(work, start_time, tees, sequence)
 
+        self._launches += 1
         self.watch(work.control.fileno(), select.EPOLLIN, progress)
         # While the child works; before it can be known to run, so a new keeper always finds it.
         self._write_record(sandbox, work.pid, start_time)
@@ -351,9 +375,17 @@ class Keeper:
         self._send(exit_record)
         with contextlib.suppress(OSError):
             kept.group.remove()
-        for descriptor in (kept.pidfd, kept.stdin, *kept.held):
+        for descriptor in (kept.pidfd, kept.stdin):
             if descriptor >= 0:
                 os.close(descriptor)
+        # Taking its namespaces down can wait until nobody waits for us; but who starts again with
+        # the same addresses must not meet itself.
+        if kept.sandbox["interfaces"]:
+            for descriptor in kept.held:
+                os.close(descriptor)
+        else:
+            self._context.deferred += kept.held
+        self._ended = True
 
     def _acknowledge(self, message: Message, _: list[int], sequence: int) -> None:
         identity = str(message["id"])

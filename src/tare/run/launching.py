@@ -249,6 +249,11 @@ def _launch(
             _limit(work)
             _link(work, context)
             _hand_over_root(work, made, context, closing)
+    # Tearing down namespaces takes long: these are kept until the exit is reported.
+    for kind, flag in (("mnt", process.CLONE_NEWNS), ("ipc", process.CLONE_NEWIPC)):
+        if work.sandbox["flags"] & flag:
+            path = f"/proc/{work.pid}/ns/{kind}"
+            work.kept.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _link(work: Launch, context: Context) -> None:
@@ -260,7 +265,7 @@ def _link(work: Launch, context: Context) -> None:
     if not work.sandbox["flags"] & process.CLONE_NEWNET:
         return
     namespace = os.open(f"/proc/{work.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    # Tearing down a network namespace takes long: keep it until the exit is reported.
+    # Kept too until the exit is reported, see `_launch`.
     work.kept.append(namespace)
     for plain in work.sandbox["interfaces"]:
         if context.attacher is None:
