@@ -15,6 +15,7 @@ from tare.engine.engine import Engine
 from tare.engine.paths import Paths
 from tare.errors import ConflictError, InvalidError, MissingError, TareError, UnsupportedError
 from tare.model.record import HealthStatus, LogQuery
+from tare.model.networking import NetworkWish
 from tare.model.spec import (
     ContainerSpec,
     ExecSpec,
@@ -362,9 +363,8 @@ def test_what_is_refused_leaves_nothing(play: Play) -> None:
         with pytest.raises(MissingError):
             await containers.create(replace(host.spec("true"), image_id="sha256:" + "1" * 64))
         spec = host.spec("true")
-        network = replace(spec.namespaces, network="mine")
-        with pytest.raises(UnsupportedError, match="no bridge networks"):
-            await containers.create(replace(spec, namespaces=network))
+        with pytest.raises(MissingError, match="network mine not found"):
+            await containers.create(replace(spec, networks=(NetworkWish(network="mine"),)))
 
         assert os.listdir(host.engine.paths.workloads) == before
         with pytest.raises(MissingError, match="No such container: nobody"):

@@ -162,9 +162,12 @@ def test_a_host_that_would_break_the_file_is_refused(entry: str) -> None:
         generated.split_host(entry)
 
 
-def test_the_host_gateway_is_not_there_yet() -> None:
-    with pytest.raises(UnsupportedError):
-        generated.split_host("db:host-gateway")
+def test_the_host_gateway_is_the_way_out_and_without_one_has_no_line() -> None:
+    spec = replace(SPEC, extra_hosts=("db:host-gateway",))
+
+    assert "172.18.0.1\tdb\n" in generated.hosts(spec, name="me", gateway="172.18.0.1")
+    assert "db" not in generated.hosts(spec, name="me")
+    assert "127.0.0.1\tdb\n" in generated.hosts(spec, base="")
 
 
 def test_what_is_asked_for_replaces_the_hosts_resolver() -> None:

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tare.errors import InvalidError
+from tare.errors import InvalidError, MissingError
 from tare.image.registry import client
 from tare.image.registry.download import Downloads
 from tare.image.registry.partial import Partials
-from tare.image.registry.pull import Pulled, Puller, Tell, repositories
-from tare.image.registry.settings import HUB, Settings, check_host, endpoint
+from tare.image.registry.pull import Pulled, Puller, Tell, fetch_document, repositories
+from tare.image.registry.push import Pushed, Pusher, tags_of
+from tare.image.registry.push import Tell as TellPush
+from tare.image.registry.search import Result, search
+from tare.image.registry.settings import HUB, HUB_SEARCH, Settings, check_host, endpoint
 from tare.image.registry.transport import Host, Transport
+from tare.model import oci
+from tare.model.oci import Descriptor, ImageConfig
 from tare.model.reference import DEFAULT_DOMAIN
 
 if TYPE_CHECKING:
@@ -31,6 +37,15 @@ if TYPE_CHECKING:
     from tare.model.reference import Reference
 
 _COLLECT_SECONDS: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a registry has by a name, without its layers."""
+
+    descriptor: Descriptor
+    platforms: tuple[Platform, ...]
+    raw: bytes
 
 
 class Registries:
@@ -50,6 +65,7 @@ class Registries:
         self._partials = Partials(directory)
         self._downloads = Downloads(store, self._partials, parallel=settings.downloads)
         self._puller = Puller(store, self._partials, self._downloads)
+        self._pusher = Pusher(store, self._partials, parallel=settings.uploads)
         self._next_collection = time.monotonic() + _COLLECT_SECONDS
 
     def recover(self) -> None:
@@ -64,6 +80,7 @@ class Registries:
     def close(self) -> None:
         """End the threads; no call may be under way."""
         self._downloads.close()
+        self._pusher.close()
 
     # --- pull ---------------------------------------------------------------------------------
 
@@ -111,6 +128,60 @@ class Registries:
         self._events.emit("image", "pull", shown, {"name": reference.familiar_name})
         return pulled
 
+    # --- push ---------------------------------------------------------------------------------
+
+    async def push(
+        self,
+        reference: Reference,
+        tell: TellPush,
+        *,
+        credentials: Credentials | None = None,
+    ) -> Pushed:
+        """Give the image of that tag (``latest`` by default) to the registry in its name."""
+        reference = reference.with_default_tag()
+        if reference.tag is None or reference.digest is not None:
+            raise InvalidError("cannot push a digest reference")
+        async with Transport(self.settings) as transport:
+            return await self._push(transport, reference, tell, credentials)
+
+    async def push_all(
+        self,
+        reference: Reference,
+        tell: TellPush,
+        *,
+        credentials: Credentials | None = None,
+    ) -> list[Pushed]:
+        """Give every tag of a repository that is here to its registry."""
+        name = reference.familiar_name
+        tags = sorted({tag for image in await self._images.list() for tag in tags_of(image, name)})
+        if not tags:
+            raise MissingError(f"An image does not exist locally with the tag: {name}")
+        async with Transport(self.settings) as transport:
+            return [
+                await self._push(transport, reference.with_tag(tag), tell, credentials)
+                for tag in tags
+            ]
+
+    async def _push(
+        self,
+        transport: Transport,
+        reference: Reference,
+        tell: TellPush,
+        credentials: Credentials | None,
+    ) -> Pushed:
+        try:
+            found = await self._pusher.push(transport, reference, tell, credentials=credentials)
+        except MissingError as error:
+            if "No such image" not in str(error):
+                raise
+            raise MissingError(
+                f"An image does not exist locally with the tag: {reference.familiar_name}"
+            ) from error
+        finally:
+            self._images.changed()
+        self._events.emit("image", "push", reference.familiar, {"name": reference.familiar_name})
+        return found
+
     # --- look ---------------------------------------------------------------------------------
 
     async def login(self, credentials: Credentials, server: str) -> None:
@@ -121,6 +192,37 @@ class Registries:
         async with Transport(self.settings) as transport:
             place = await transport.find(endpoint(host))
             await client.ping(Host(transport, place, credentials))
+
+    async def describe(
+        self, reference: Reference, *, credentials: Credentials | None = None
+    ) -> Described:
+        """What a name stands for in its registry: its descriptor, platforms and document."""
+        reference = reference.with_default_tag()
+        async with Transport(self.settings) as transport:
+            places = await repositories(transport, reference, credentials)
+            asked = reference.digest or reference.tag or ""
+            document = await fetch_document(places, asked, reference.familiar)
+            parsed = document.parse()
+            descriptor = Descriptor(
+                media_type=parsed.media_type, digest=document.digest, size=len(document.raw)
+            )
+            if isinstance(parsed, oci.Index):
+                offered = [d.platform for d in parsed.manifests if d.platform is not None]
+                return Described(descriptor, tuple(offered), document.raw)
+            config = await places[-1].config(parsed.config)
+            return Described(descriptor, (ImageConfig.parse(config).platform,), document.raw)
+
+    async def search(
+        self, words: str, limit: int, *, credentials: Credentials | None = None
+    ) -> list[Result]:
+        """Repositories by words: ``debian`` on Docker Hub, ``host:5000/debian`` elsewhere."""
+        head, slash, rest = words.partition("/")
+        named = slash and (head == "localhost" or "." in head or ":" in head)
+        host = HUB_SEARCH if not named else check_host(head)
+        own = credentials.meant_for(host) if credentials else None
+        async with Transport(self.settings) as transport:
+            place = await transport.find(host)
+            return await search(Host(transport, place, own), rest if named else words, limit)
 
     async def keep_house(self) -> None:
         """Call it now and then: what is old is collected, once an hour."""

@@ -168,6 +168,7 @@ class HostConfig(ResourcesBody, rename="pascal"):
     port_bindings: dict[str, list[dict[str, str | None]] | None] | None = None
     publish_all_ports: bool | None = None
     network_mode: str | None = None
+    network_rate: int | None = None  # tare's own: bytes a second, each direction
     pid_mode: str | None = None
     ipc_mode: str | None = None
     isolation: str | None = None
@@ -198,10 +199,29 @@ class HostConfig(ResourcesBody, rename="pascal"):
     container_id_file: str | None = field(default=None, name="ContainerIDFile")
 
 
-class NetworkingConfig(Struct, rename="pascal"):
-    """``NetworkingConfig``: only the names matter before networks exist."""
+class EndpointIpam(Struct, rename="pascal"):
+    """``EndpointSettings.IPAMConfig``."""
 
-    endpoints_config: dict[str, dict[str, object] | None] | None = None
+    ipv4_address: str | None = field(default=None, name="IPv4Address")
+    ipv6_address: str | None = field(default=None, name="IPv6Address")
+    link_local_ips: list[str] | None = field(default=None, name="LinkLocalIPs")
+
+
+class EndpointBody(Struct, rename="pascal"):
+    """``EndpointSettings``, as far as it says what is wanted."""
+
+    ipam_config: EndpointIpam | None = field(default=None, name="IPAMConfig")
+    links: list[str] | None = None
+    aliases: list[str] | None = None
+    mac_address: str | None = None
+    driver_opts: dict[str, str] | None = None
+    gw_priority: int | None = None
+
+
+class NetworkingConfig(Struct, rename="pascal"):
+    """``NetworkingConfig``: the networks by name."""
+
+    endpoints_config: dict[str, EndpointBody | None] | None = None
 
 
 class ConfigBody(Struct, rename="pascal"):

@@ -18,6 +18,7 @@ from tare.model.spec import (
     Ulimit,
 )
 from tare.model.state import STATUS, State
+from tare.wire import network
 from tare.wire.values import MACHINE_RUNTIME, rfc3339
 
 Json = dict[str, object]
@@ -109,24 +110,6 @@ def mount_point(mount: Mount, workload_dir: str = "") -> Json:
     }
 
 
-def _endpoint() -> Json:
-    return {
-        "IPAMConfig": None, "Links": None, "Aliases": None, "DriverOpts": None, "NetworkID": "",
-        "EndpointID": "", "Gateway": "", "IPAddress": "", "MacAddress": "", "IPPrefixLen": 0,
-        "IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "DNSNames": None,
-    }  # fmt: skip
-
-
-def network_mode(spec: ContainerSpec) -> str:
-    """``default`` for a network of its own."""
-    return spec.namespaces.network or "default"
-
-
-def _networks(spec: ContainerSpec) -> Json:
-    word = spec.namespaces.network
-    return {word: _endpoint()} if word in ("none", "host") else {}
-
-
 def summary(record: Record, now_ns: int | None = None) -> Json:
     """One entry of ``GET /containers/json``."""
     spec = record.spec
@@ -137,12 +120,12 @@ def summary(record: Record, now_ns: int | None = None) -> Json:
         "ImageID": spec.image_id,
         "Command": _command_line(spec.process.args),
         "Created": record.created_ns // 10**9,
-        "Ports": [],
+        "Ports": network.port_list(record),
         "Labels": spec.labels,
         "State": STATUS[record.state],
         "Status": status_line(record, time.time_ns() if now_ns is None else now_ns),
-        "HostConfig": {"NetworkMode": network_mode(spec)},
-        "NetworkSettings": {"Networks": _networks(spec)},
+        "HostConfig": {"NetworkMode": network.network_mode(spec)},
+        "NetworkSettings": {"Networks": network.networks(record)},
         "Mounts": [mount_point(mount, record.workload_dir) for mount in spec.mounts],
     }
 
@@ -252,8 +235,8 @@ def host_config(spec: ContainerSpec) -> Json:
         "Binds": binds or None,
         "ContainerIDFile": spec.cidfile,
         "LogConfig": {"Type": spec.log.driver, "Config": dict(spec.log.options)},
-        "NetworkMode": network_mode(spec),
-        "PortBindings": {},
+        "NetworkMode": network.network_mode(spec),
+        "PortBindings": network.port_bindings(spec),
         "RestartPolicy": {
             "Name": spec.restart.name,
             "MaximumRetryCount": spec.restart.maximum_retries,
@@ -272,11 +255,11 @@ def host_config(spec: ContainerSpec) -> Json:
         "GroupAdd": list(spec.process.groups) or None,
         "IpcMode": names.ipc or "private",
         "Cgroup": "",
-        "Links": None,
+        "Links": list(spec.links) or None,
         "OomScoreAdj": spec.oom_score_adj or 0,
         "PidMode": names.pid,
         "Privileged": walls.privileged,
-        "PublishAllPorts": False,
+        "PublishAllPorts": spec.publish_all,
         "ReadonlyRootfs": spec.read_only,
         "SecurityOpt": list(walls.options) or None,
         "UTSMode": names.uts,
@@ -299,6 +282,8 @@ def host_config(spec: ContainerSpec) -> Json:
     }
     if spec.init:
         config["Init"] = True
+    if spec.network_rate:
+        config["NetworkRate"] = spec.network_rate
     if bodies:
         config["Mounts"] = bodies
     tmpfs = {m.target: _tmpfs_text(m) for m in spec.mounts if m.kind is MountKind.TMPFS}
@@ -396,17 +381,6 @@ def state(record: Record) -> Json:
     return found
 
 
-def _network_settings(spec: ContainerSpec) -> Json:
-    return {
-        "Bridge": "", "SandboxID": "", "SandboxKey": "", "Ports": {},
-        "HairpinMode": False, "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0,
-        "SecondaryIPAddresses": None, "SecondaryIPv6Addresses": None,
-        "EndpointID": "", "Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0,
-        "IPAddress": "", "IPPrefixLen": 0, "IPv6Gateway": "", "MacAddress": "",
-        "Networks": _networks(spec),
-    }  # fmt: skip
-
-
 def inspect(
     record: Record, exec_ids: Iterable[str] = (), sizes: tuple[int, int] | None = None
 ) -> Json:
@@ -438,7 +412,7 @@ def inspect(
         "GraphDriver": {"Name": DRIVER, "Data": {}},
         "Mounts": [mount_point(mount, record.workload_dir) for mount in spec.mounts],
         "Config": config(record),
-        "NetworkSettings": _network_settings(spec),
+        "NetworkSettings": network.settings(record),
         "Tare": {
             "Isolation": str(spec.isolation),
             "SecurityProfile": str(spec.security.profile),

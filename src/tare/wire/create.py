@@ -25,7 +25,7 @@ from tare.model.spec import (
     ProcessSpec,
     SecurityProfile,
 )
-from tare.wire import mounts, values
+from tare.wire import mounts, network, values
 from tare.wire.body import ConfigBody, CreateBody, Healthcheck, HostConfig, LogConfigBody, words
 from tare.wire.resources import resources, restart_policy, ulimits
 from tare.wire.security import security
@@ -48,7 +48,6 @@ _LOG_OPTIONS: Final = frozenset(
         "max-buffer-size",
     ]
 )
-_NETWORK_WORDS: Final = frozenset(("", "default", "none", "host"))
 _MILLISECOND: Final = 1_000_000
 _YEAR_NS: Final = 366 * 86_400 * 10**9
 
@@ -139,6 +138,16 @@ def exposed_ports(names: dict[str, dict[str, object] | None] | None) -> tuple[st
     return tuple(found)
 
 
+def _ports(body: CreateBody, host: HostConfig, image: ImageConfig) -> tuple[str, ...]:
+    """Exposed are those named, the image's, and what is published."""
+    published = (
+        f"{one.container_port}/{one.protocol}" for one in network.ports(host.port_bindings)
+    )
+    return tuple(
+        dict.fromkeys((*exposed_ports(body.exposed_ports), *image.exposed_ports, *published))
+    )
+
+
 def _log(body: LogConfigBody | None) -> LogConfig:
     driver = (body.type if body else None) or "json-file"
     options = (body.config if body else None) or {}
@@ -193,32 +202,12 @@ def _mode(what: str, text: str | None, known: tuple[str, ...], *, joins: bool = 
     raise InvalidError(f"invalid {what} mode: {word[:80]}")
 
 
-def _network(body: CreateBody, host: HostConfig) -> str:
-    word = host.network_mode or ""
-    endpoints = (body.networking_config and body.networking_config.endpoints_config) or {}
-    unknown = [name for name in endpoints if name not in _NETWORK_WORDS | {word}]
-    named = word not in _NETWORK_WORDS and not word.startswith("container:")
-    if named or unknown:
-        raise UnsupportedError(
-            f"network {(word if named else unknown[0])[:80]!r} is not there: this engine has no"
-            " networks yet but none and host",
-            hint="without --network a container has a network of its own with loopback only",
-        )
-    if any(host.port_bindings or {}) or host.publish_all_ports:
-        raise UnsupportedError("publishing ports is not supported yet", hint="use --network host")
-    if host.links:
-        raise UnsupportedError("links between containers are not supported")
-    if body.network_disabled:
-        return "none"
-    return "" if word == "default" else _mode("network", word, ("none", "host"))
-
-
 def _namespaces(body: CreateBody, host: HostConfig) -> Namespaces:
     users = host.userns_mode or ""
     if not re.fullmatch(r"|host|private|auto(:size=[0-9]{1,10})?", users):
         raise InvalidError(f"invalid user namespace mode: {users[:80]}")
     return Namespaces(
-        network=_network(body, host),
+        network=network.mode(body, host),
         pid=_mode("PID", host.pid_mode, ("host", "private")).removeprefix("private"),
         ipc=_mode("IPC", host.ipc_mode, ("private", "shareable", "none", "host")),
         uts=_mode("UTS", host.uts_mode, ("host", "private"), joins=False).removeprefix("private"),
@@ -302,6 +291,10 @@ def _check_host(host: HostConfig) -> list[str]:
         warnings.append(
             "--cgroup-parent has no effect: this engine keeps its workloads in a cgroup of its own"
         )
+    if not 0 <= (host.network_rate or 0) < 1 << 40:
+        raise InvalidError(f"invalid network rate: {host.network_rate} bytes a second")
+    if host.network_mode == "host" and (any(host.port_bindings or {}) or host.publish_all_ports):
+        warnings.append("Published ports are discarded when using host network mode")
     if (host.shm_size or 0) < 0:
         raise InvalidError("SHM size can not be less than 0")
     score = host.oom_score_adj or 0
@@ -400,9 +393,13 @@ def create(body: CreateBody, image_id: str, image: ImageConfig) -> tuple[Contain
         dns=tuple(host.dns or ()),
         dns_search=tuple(host.dns_search or ()),
         dns_options=tuple(host.dns_options or ()),
-        exposed_ports=tuple(
-            dict.fromkeys((*exposed_ports(body.exposed_ports), *image.exposed_ports))
-        ),
+        network_mode="" if host.network_mode in (None, "default") else host.network_mode,
+        networks=network.wishes(body, host),
+        network_rate=host.network_rate or None,
+        ports=network.ports(host.port_bindings),
+        publish_all=bool(host.publish_all_ports),
+        links=tuple(host.links or ()),
+        exposed_ports=_ports(body, host, image),
         volumes=_volumes(body, image),
         volumes_from=_volumes_from(host),
         attach_stdin=bool(body.attach_stdin),

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from tare.api.call import Call, answer
 from tare.api.routing import Handler, Routes
-from tare.errors import MissingError, UnsupportedError
+from tare.errors import UnsupportedError
 
 ABSENT: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "attaching by WebSocket is not supported": (("GET", "/containers/{ref}/attach/ws"),),
@@ -21,16 +21,7 @@ ABSENT: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("POST", "/session"),
         ("POST", "/grpc"),
     ),
-    "pushing to a registry is not supported yet": (("POST", "/images/{ref}/push"),),
-    "searching a registry is not supported": (("GET", "/images/search"),),
-    "registries are not supported yet": (("GET", "/distribution/{ref}/json"),),
     "cluster volumes are not supported": (("PUT", "/volumes/{ref}"),),
-    "networks are not supported yet": (
-        ("POST", "/networks/create"),
-        ("POST", "/networks/{ref}/connect"),
-        ("POST", "/networks/{ref}/disconnect"),
-        ("DELETE", "/networks/{ref}"),
-    ),
     "plugins are not supported": (
         ("GET", "/plugins/privileges"),
         ("POST", "/plugins/pull"),
@@ -72,59 +63,8 @@ async def _no_swarm(call: Call) -> web.StreamResponse:
     )
 
 
-def _network(name: str, driver: str) -> dict[str, object]:
-    return {
-        "Name": name,
-        "Id": (name.encode().hex() * 64)[:64],
-        "Created": "1970-01-01T00:00:00Z",
-        "Scope": "local",
-        "Driver": driver,
-        "EnableIPv4": False,
-        "EnableIPv6": False,
-        "IPAM": {"Driver": "default", "Options": None, "Config": []},
-        "Internal": False,
-        "Attachable": False,
-        "Ingress": False,
-        "ConfigFrom": {"Network": ""},
-        "ConfigOnly": False,
-        "Containers": {},
-        "Options": {},
-        "Labels": {},
-    }
-
-
-_NETWORKS: Final = (_network("host", "host"), _network("none", "null"))
-
-
-async def _networks(call: Call) -> web.StreamResponse:
-    asked = call.filters("attachable", "dangling", "driver", "id", "label", "name", "scope", "type")
-    found = [
-        network
-        for network in _NETWORKS
-        if not asked
-        or (
-            all(str(network["Name"]).find(v) >= 0 for v in asked.get("name", ()))
-            and all(str(network["Id"]).startswith(v) for v in asked.get("id", ()))
-            and all(network["Driver"] == v for v in asked.get("driver", ()))
-            and not asked.get("label")
-        )
-    ]
-    return answer(found)
-
-
-async def _inspect_network(call: Call) -> web.StreamResponse:
-    for network in _NETWORKS:
-        if call.ref in (network["Name"], network["Id"]):
-            return answer(network)
-    raise MissingError(f"network {call.ref} not found")
-
-
 async def _plugins(call: Call) -> web.StreamResponse:
     return answer([])
-
-
-async def _nothing_to_prune(call: Call) -> web.StreamResponse:
-    return answer({"VolumesDeleted": None, "NetworksDeleted": None, "SpaceReclaimed": 0})
 
 
 def install(routes: Routes) -> None:
@@ -139,7 +79,4 @@ def install(routes: Routes) -> None:
         for verb in ("create", "init", "join", "leave", "update", "unlock"):
             routes.add("POST", f"{noun}/{verb}", _no_swarm)
         routes.add("POST", f"{noun}/{{ref}}/update", _no_swarm)
-    routes.add("GET", "/networks", _networks)
-    routes.add("GET", "/networks/{ref}", _inspect_network)
-    routes.add("POST", "/networks/prune", _nothing_to_prune)
     routes.add("GET", "/plugins", _plugins)
