@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import itertools
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tare.engine.ids import BASE, COUNT, UNIT, Blocks, wanted_size
+from tare.engine.documents import Documents
+from tare.engine.ids import BASE, COUNT, REST_NS, UNIT, Blocks, Rest, wanted_size
+from tare.engine.store import Store
 from tare.errors import FailedError, InvalidError
 from tare.model.record import IdBlock
 
@@ -79,3 +83,28 @@ def test_the_size_asked_for(text: str, size: int | None) -> None:
 def test_a_mode_that_does_not_exist_is_refused(text: str) -> None:
     with pytest.raises(InvalidError):
         wanted_size(text)
+
+
+def test_a_block_that_rests_is_given_to_nobody_for_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 10**18
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+    store = Store(tmp_path / "state.db")
+    blocks = Blocks(Documents(store, "resting_ids", Rest))
+    hardened = blocks.take(UNIT)
+    blocks.rest(hardened)
+    blocks.release(hardened)
+    store.close()
+
+    store = Store(tmp_path / "state.db")  # the next daemon
+    blocks = Blocks(Documents(store, "resting_ids", Rest))
+    others = [blocks.take(UNIT) for _ in range(COUNT - 1)]
+    with pytest.raises(FailedError):
+        blocks.take(UNIT)
+    now += REST_NS
+    woken = blocks.take(UNIT)
+    store.close()
+
+    assert hardened not in others
+    assert woken == hardened

@@ -4,9 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from tare.engine.limits import Abilities, check, check_devices, check_update
+from tare.engine.limits import Abilities, check, check_devices, check_update, with_defaults
 from tare.errors import InvalidError, UnsupportedError
-from tare.model.spec import Device, Resources, Throttle
+from tare.model.spec import (
+    ContainerSpec,
+    Device,
+    ProcessSpec,
+    Resources,
+    Security,
+    SecurityProfile,
+    Throttle,
+)
 
 ALL = Abilities(cpus=2, online_cpus="0-1", online_mems="0")
 MIB = 1 << 20
@@ -105,3 +113,23 @@ def test_devices_must_be_there_and_be_devices(tmp_path: Path) -> None:
         check_devices([Device(host_path=str(tmp_path / "no"), target="/dev/x")])
     with pytest.raises(InvalidError, match="invalid device mode"):
         check_devices([Device(host_path="/dev/null", target="/dev/x", permissions="rx")])
+
+
+def test_a_hardened_container_has_a_gibibyte_unless_it_asks() -> None:
+    process = ProcessSpec(args=("a",))
+    hardened = Security(profile=SecurityProfile.HARDENED)
+
+    def memory(security: Security, **limits_: int) -> int | None:
+        spec = ContainerSpec(
+            image="i",
+            image_id="i",
+            process=process,
+            security=security,
+            resources=Resources(**limits_),  # type: ignore[arg-type]  # a test names its fields
+        )
+        return with_defaults(spec, ALL).memory
+
+    assert memory(hardened) == 1 << 30
+    assert memory(hardened, memory=64 << 20) == 64 << 20
+    assert memory(hardened, memory_reservation=2 << 30) == 2 << 30
+    assert memory(Security()) is None

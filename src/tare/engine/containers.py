@@ -127,7 +127,8 @@ class Containers(Copying):
         restart.check(spec.restart, auto_remove=spec.auto_remove)
         signal_number(spec.stop_signal or "SIGTERM")
         limits.check_devices(spec.devices)
-        resources, warnings = limits.check(spec.resources, self._core.abilities)
+        resources = limits.with_defaults(spec, self._core.abilities)
+        resources, warnings = limits.check(resources, self._core.abilities)
         spec = replace(spec, resources=resources)
         _check_mounts(spec)
         for entry in spec.extra_hosts:

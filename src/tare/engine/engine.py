@@ -26,12 +26,13 @@ from tare.engine.budget import Budgets, Groups
 from tare.engine.config import Config
 from tare.engine.containers import Containers
 from tare.engine.core import Core, request
+from tare.engine.documents import Documents
 from tare.engine.driver import Driver, Request
 from tare.engine.events import Events
 from tare.engine.execs import Execs
 from tare.engine.fabric import Fabric, HostFabric, NoFabric
 from tare.engine.health import Checks
-from tare.engine.ids import Blocks
+from tare.engine.ids import Blocks, Rest
 from tare.engine.images import Images
 from tare.engine.lifecycle import Lifecycle
 from tare.engine.limits import Abilities
@@ -76,7 +77,7 @@ class Engine:
         self.registries = Registries(
             paths.state / "partial", self.config.registries, images, self.images, self.events
         )
-        blocks, workloads = Blocks(), Workloads(paths)
+        blocks, workloads = Blocks(Documents(store, "resting_ids", Rest)), Workloads(paths)
         self._workloads = workloads
         self.volumes = Volumes(paths, store, self.events)
         self._lifecycle = Lifecycle(

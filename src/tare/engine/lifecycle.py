@@ -31,6 +31,7 @@ from tare.engine.streams import Input
 from tare.engine.workloads import Workloads
 from tare.errors import ConflictError, FailedError, MissingError, TareError
 from tare.model.record import ExitInfo, Health, HealthStatus, Record, Usage, changed
+from tare.model.spec import SecurityProfile
 from tare.model.state import INTENTS, Action, Fact, State, settled
 
 _KILL_PATIENCE: Final = 10.0
@@ -506,6 +507,9 @@ class Lifecycle:
             message = f"cannot remove container {record.id[:12]}: {error}"
             self.store.put(changed(record, state=State.DEAD, error=message))
             raise FailedError(message) from error
+        hardened = record.spec.security.profile is SecurityProfile.HARDENED
+        if record.id_block is not None and hardened:
+            self.blocks.rest(record.id_block)
         self.store.delete(record.id)
         if record.id_block is not None:
             self.blocks.release(record.id_block)

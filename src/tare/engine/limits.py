@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tare.errors import InvalidError, UnsupportedError
-from tare.model.spec import ContainerSpec, Device, Resources, Throttle
+from tare.model.spec import ContainerSpec, Device, Resources, SecurityProfile, Throttle
 
+HARDENED_MEMORY: Final = 1 << 30
 MINIMUM_MEMORY: Final = 6 << 20  # Docker's: below it runc could not start; here it keeps scripts
 
 
@@ -39,6 +40,15 @@ class Abilities:
     online_cpus: str = "0"
     online_mems: str = "0"
     hint: str = ""  # what to do when a controller is missing
+
+
+def with_defaults(spec: ContainerSpec, can: Abilities) -> Resources:
+    """The limits asked for, and a hardened container's 1 GiB of memory where none was."""
+    wanted = spec.resources
+    hardened = spec.security.profile is SecurityProfile.HARDENED
+    if not hardened or wanted.memory or not can.memory:
+        return wanted
+    return replace(wanted, memory=max(HARDENED_MEMORY, wanted.memory_reservation or 0))
 
 
 def check(wanted: Resources, can: Abilities) -> tuple[Resources, list[str]]:
