@@ -18,15 +18,15 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import tare
-from tare.engine.driver import Request, Started
+from tare.engine.driver import Ended, Held, Request, Started
 from tare.engine.paths import Paths
 from tare.engine.sandboxes import Sandboxes
-from tare.errors import MissingError, UnsupportedError
+from tare.errors import FailedError, MissingError, UnsupportedError
 from tare.kernel import cgroup
 from tare.model.record import ExecRecord, Record
 from tare.model.spec import ContainerSpec, ExecSpec, Isolation
@@ -48,6 +48,7 @@ class Machines(Sandboxes):
         self.kernels = Kernels(paths.state / "kernels")
         self._boot: machine.Boot | None = None
         self._booting = asyncio.Lock()
+        self._starting: dict[str, asyncio.Future[Ended]] = {}
 
     def check(self, request: Request) -> Sequence[str]:
         """Refuse what a machine or this host does not have, before anything is made."""
@@ -60,17 +61,64 @@ class Machines(Sandboxes):
 
     async def start(self, request: Request) -> Started:
         """Prepare kernel and disk where they are missing, then as any sandbox."""
-        if is_machine(request.record):
-            try:
-                boot = await self._ready()
-                await asyncio.to_thread(self._prepare, request, boot)
-            except BaseException:
-                for pipes in request.readers:
-                    for end in (pipes.stdout, pipes.stderr):
-                        if end >= 0:
-                            os.close(end)
-                raise
-        return await super().start(request)
+        if not is_machine(request.record):
+            return await super().start(request)
+        try:
+            boot = await self._ready()
+            told = await asyncio.to_thread(self._prepare, request, boot)
+        except BaseException:
+            for pipes in request.readers:
+                for end in (pipes.stdout, pipes.stderr):
+                    if end >= 0:
+                        os.close(end)
+            raise
+        ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        self._starting[request.record.id] = ended
+        try:
+            started = await super().start(request)
+            await self._up(request.record, told, ended, started)
+        finally:
+            self._starting.pop(request.record.id, None)
+            os.close(told)
+        return started
+
+    async def _up(
+        self, record: Record, told: int, ended: asyncio.Future[Ended], started: Started
+    ) -> None:
+        """Wait until the program runs; FailedError with its exit code when it never will."""
+        words = b""
+        while not words and not ended.done():
+            words = await _readable(told, ended)
+        if words == relay.STARTED:
+            if ended.done():  # it has run, and that is how it is told
+                self._starting.pop(record.id, None)
+                asyncio.get_running_loop().call_soon(self._on_end, ended.result())
+            return
+        end = await ended
+        if started.stdin >= 0:
+            os.close(started.stdin)
+        await self.acknowledge(record.id)
+        code, _, reason = words.decode("utf-8", "replace").partition(" ")
+        number = int(code) if code.isdigit() else end.code
+        if not reason:
+            reason = "the virtual machine was killed while it came up"
+        if end.oom_killed:
+            reason = "the virtual machine was killed while it came up: its memory limit is too low"
+        raise FailedError(reason, exit_code=number if number in (126, 127) else 125)
+
+    async def open(
+        self, on_end: Callable[[Ended], None], on_lost: Callable[[], None]
+    ) -> Mapping[str, Held]:
+        """As for containers; the end of a machine that still comes up is for its start to tell."""
+
+        def ended(end: Ended) -> None:
+            waiting = self._starting.get(end.id) if end.exec_id is None else None
+            if waiting is not None and not waiting.done():
+                waiting.set_result(end)
+            else:
+                on_end(end)
+
+        return await super().open(ended, on_lost)
 
     def signal(self, record: Record, number: int) -> bool:
         """The relay passes signals on; one that it cannot catch goes by another number."""
@@ -111,8 +159,11 @@ class Machines(Sandboxes):
             tsc_khz=self.kernels.tsc_khz(),
         )
 
-    def _prepare(self, request: Request, boot: machine.Boot) -> None:
-        """The machine's directory, its disk if it has none yet, and the plan of this start."""
+    def _prepare(self, request: Request, boot: machine.Boot) -> int:
+        """The machine's directory, its disk if it has none yet, and the plan of this start.
+
+        A descriptor reads how the start went.
+        """
         record = request.record
         directory = _directory(record)
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -139,6 +190,10 @@ class Machines(Sandboxes):
         file = os.open(directory / "plan", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(file, "wb") as out:
             out.write(content)
+        told = directory / "told"
+        told.unlink(missing_ok=True)
+        os.mkfifo(told, 0o600)
+        return os.open(told, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def _files(self, request: Request) -> dict[str, bytes]:
         place = self._place(request)
@@ -158,7 +213,7 @@ class Machines(Sandboxes):
             record.spec,
             _disks(request),
             self._boot,
-            plan=f"{directory}/plan",
+            directory=directory,
             package=os.fspath(_PACKAGE),
         )
         place = dataclasses.replace(
@@ -179,6 +234,27 @@ class Machines(Sandboxes):
         walls = machine.bare(record.spec)
         wish = ExecSpec(process=machine.exec_words(inner["process"]))
         return plan_exec(walls, wish, place, self._host)
+
+
+async def _readable(descriptor: int, ended: asyncio.Future[Ended]) -> bytes:
+    """What the FIFO gives; empty when the relay ended first, and nothing is in it."""
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+
+    def ready() -> None:
+        loop.remove_reader(descriptor)
+        if not readable.done():
+            readable.set_result(None)
+
+    loop.add_reader(descriptor, ready)
+    try:
+        await asyncio.wait((readable, ended), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        loop.remove_reader(descriptor)
+    try:
+        return os.read(descriptor, 8192)
+    except BlockingIOError:
+        return b""
 
 
 def is_machine(record: Record) -> bool:

@@ -294,10 +294,11 @@ def plan_file(qemu: Sequence[str], begin: bytes, *, tty: bool, stdin: bool) -> b
 
 
 def sandbox_spec(
-    spec: ContainerSpec, disks: Disks, boot: Boot, *, plan: str, package: str
+    spec: ContainerSpec, disks: Disks, boot: Boot, *, directory: str, package: str
 ) -> ContainerSpec:
-    """The container that QEMU runs in: *plan* is its plan file, *package* tare's own code."""
-    sources = [(plan, "plan", True), (boot.kernel, "kernel", True)]
+    """The container that QEMU runs in; *directory* is the machine's, *package* tare's own code."""
+    sources = [(f"{directory}/plan", "plan", True), (f"{directory}/told", "told", False)]
+    sources.append((boot.kernel, "kernel", True))
     sources += [(boot.initramfs, "initramfs", True), (disks.upper, "upper", False)]
     sources += [(path, f"L{number}", True) for number, path in enumerate(disks.layers)]
     mounts = [_bind(source, f"{DIRECTORY}/{name}", read_only=ro) for source, name, ro in sources]

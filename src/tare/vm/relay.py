@@ -10,6 +10,7 @@ What the guest says is read here, without privilege, and nowhere else on the hos
 
 ::
 
+    /machine/told      FIFO to the daemon: how the start went, in one line
     /machine/plan      JSON: QEMU's arguments, the frames to begin with (base64)
     /run/control       socket for execs; one connection, one program
 
@@ -34,6 +35,8 @@ from typing import Final, NoReturn
 from tare.vm import protocol
 from tare.vm.protocol import Decoder, Frame, ProtocolError, ToGuest, ToHost, Windows
 
+TOLD: Final = "/machine/told"
+STARTED: Final = b"started"
 PLAN: Final = "/machine/plan"
 CONTROL: Final = "/run/control"
 KILL: Final = signal.SIGRTMAX
@@ -314,6 +317,7 @@ class Machine:
         self._next = 1
         self._code: int | None = None
         self._failure = ""
+        self._starting = True
         port, theirs = socket.socketpair()
         self._link = Link(self._loop, port, Decoder(ToHost), self._heard, self._fail)
         self._standard = Standard(self._loop, self._link.send, tty=tty, stdin=stdin)
@@ -344,7 +348,7 @@ class Machine:
         # All that the guest wrote is on its disks: it says EXITED only then.
         os.kill(self._qemu, signal.SIGKILL)
         os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-        if self._failure:
+        if self._failure and not (self._starting and _tell(self._code, self._failure)):
             _complain(self._failure)
         return self._code
 
@@ -446,6 +450,8 @@ class Machine:
         match said.type:
             case ToHost.STARTED:
                 self._loop.deadlines.pop("boot", None)
+                self._starting = False
+                _tell(0, "")
                 self._standard.begin()
             case ToHost.OUTPUT:
                 self._standard.output(said.stream, said.payload)
@@ -501,6 +507,22 @@ class Machine:
 
         link = Link(self._loop, connection, Decoder(ToGuest, 16 << 20), heard, ended)
         guest = self._guests[channel] = Guest(link)
+
+
+def _tell(code: int, words: str) -> bool:
+    """Tell the daemon how the start went; False when it does not listen."""
+    line = STARTED if not code else f"{code} {words}".encode("utf-8", "replace")
+    try:
+        descriptor = os.open(TOLD, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.write(descriptor, line[:4000])
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _failure_code(said: Frame) -> int:
