@@ -43,6 +43,7 @@ class Plain(TypedDict):
     rate: int
     alias: str
     mode: str
+    hairpin: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,8 @@ class Interface:
     ``parent`` is the bridge that ``host_name``, the outer end, becomes a port of; of a macvlan it
     is the interface on whose wire it is. ``gateways`` are those of the default routes.
     ``routes`` are further ones: destination and gateway. Without ``ipv6`` it has no IPv6 address
-    at all. ``rate`` is in bytes a second, 0 for none; ``mode`` is a macvlan's.
+    at all. ``rate`` is in bytes a second, 0 for none; ``mode`` is a macvlan's. ``hairpin``: what
+    it sends may come back to it, where the host filters bridged frames.
     """
 
     kind: str = VETH
@@ -69,6 +71,7 @@ class Interface:
     rate: int = 0
     alias: str = ""
     mode: str = "bridge"
+    hairpin: bool = False
 
     def plain(self) -> Plain:
         """As JSON."""
@@ -229,13 +232,28 @@ def _port(wanted: Interface, index: int) -> list[Message]:
     name = wanted.host_name
     messages = [
         rtnetlink.no_link_local(index, name),
-        rtnetlink.set_port(index, name, isolated=wanted.isolated, locked=True),
+        rtnetlink.set_port(
+            index,
+            name,
+            isolated=wanted.isolated,
+            locked=True,
+            hairpin=wanted.hairpin and _bridged_frames_filtered(),
+        ),
         rtnetlink.new_forwarding(index, wanted.mac, name),
         rtnetlink.set_link(index, name, up=True, alias=wanted.alias or None),
     ]
     if wanted.rate:
         messages.append(rtnetlink.token_bucket(index, wanted.rate, name))
     return messages
+
+
+def _bridged_frames_filtered() -> bool:
+    """Whether addresses of bridged frames may be translated, so that one returns to its port."""
+    try:
+        with open("/proc/sys/net/bridge/bridge-nf-call-iptables", encoding="ascii") as file:
+            return file.read(1) == "1"
+    except OSError:
+        return False
 
 
 def link_local(mac: str) -> IPv6Interface:

@@ -56,7 +56,7 @@ _IFLA_INET6_ADDR_GEN_MODE: Final = 8
 _ADDR_GEN_NONE: Final = 1
 # linux/if_link.h, IFLA_BR_ and IFLA_BRPORT_
 _BR_FORWARD_DELAY, _BR_STP_STATE = 1, 5
-_PORT_LEARNING, _PORT_UNICAST_FLOOD = 8, 9
+_PORT_MODE, _PORT_LEARNING, _PORT_UNICAST_FLOOD = 4, 8, 9
 _PORT_ISOLATED, _PORT_LOCKED = 33, 39
 
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
@@ -229,14 +229,18 @@ def no_link_local(index: int, subject: str) -> Message:
     return _link_message(_RTM_SETLINK, 0, subject, _no_address_of_its_own(), index=index)
 
 
-def set_port(index: int, subject: str, *, isolated: bool, locked: bool) -> Message:
+def set_port(
+    index: int, subject: str, *, isolated: bool, locked: bool, hairpin: bool = False
+) -> Message:
     """What a bridge port may do.
 
     Nothing is learned from it and unknown unicast is not sent to it, so its addresses must be
     told (`new_forwarding`). *locked*: it may only send from addresses told (Linux 5.18).
-    *isolated*: it reaches the bridge itself, no other isolated port.
+    *isolated*: it reaches the bridge itself, no other isolated port. *hairpin*: frames may leave
+    where they came in.
     """
     flags = [
+        u8(_PORT_MODE, int(hairpin)),
         u8(_PORT_LEARNING, 0),
         u8(_PORT_UNICAST_FLOOD, 0),
         u8(_PORT_ISOLATED, int(isolated)),

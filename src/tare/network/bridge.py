@@ -16,7 +16,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Collection, Iterator
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +28,11 @@ from tare.network.values import Driver, Endpoint, Network, bridge_prefix, link_p
 
 _SYSCTLS: Final = Path("/proc/sys/net")
 _LINK_LOCAL: Final = IPv6Interface("fe80::1/64")
+_ALIAS: Final = "tare "
+"""What the aliases of interfaces begin with, of any engine of this host."""
+_LOOPBACK: Final = IPv6Address("::1")
+_AFTER_LOOPBACK: Final = 5000
+"""The metric of a second route to ::1: the host's own is preferred."""
 
 
 def settle(network: Network) -> None:
@@ -59,10 +64,15 @@ def settle(network: Network) -> None:
         _harden(network)
         kernel.request(
             rtnetlink.no_link_local(link.index, name),
-            rtnetlink.set_link(link.index, name, up=True, alias=f"tare {network.name}"[:255]),
+            rtnetlink.set_link(link.index, name, up=True, alias=f"{_ALIAS}{network.name}"[:255]),
         )
         _settle_addresses(kernel, link, network)
+        if network.ipv6 and not network.internal:
+            # Answers to what the host itself sent to a port published on ::1 come back here.
+            route = rtnetlink.new_local_route(link.index, _LOOPBACK, name, metric=_AFTER_LOOPBACK)
+            kernel.request(route, ignore=(errno.EEXIST,))
         _forward(network)
+        _bridge_only(kernel)
 
 
 def _mac(name: str) -> str:
@@ -119,6 +129,33 @@ def _forward(network: Network) -> None:
     every.write_text("1")
 
 
+def _bridge_only(kernel: Routing) -> None:
+    """Let bridged frames be bridged, not routed through the IP packet filter too (br_netfilter).
+
+    With it on, the translation of ::1 fails (its answers look like forgeries), a container does
+    not reach itself through its published port, and every frame costs more. It is turned off
+    where it is only on because the kernel has it built in: nobody loaded the module, and there
+    is no bridge of anybody else.
+    """
+    if not bridged_frames_filtered() or Path("/sys/module/br_netfilter/initstate").exists():
+        return
+    if all(link.alias.startswith(_ALIAS) for link in kernel.links() if link.kind == "bridge"):
+        for key in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
+            _write(f"bridge/{key}", "0")
+
+
+def bridged_frames_filtered() -> bool:
+    """Whether the host sends bridged frames through its IP packet filter too.
+
+    Then ports published on ::1 are not reached from the host (they are on 127.0.0.1).
+    """
+    for key in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
+        with contextlib.suppress(OSError):
+            if (_SYSCTLS / "bridge" / key).read_text().strip() == "1":
+                return True
+    return False
+
+
 def _write(key: str, value: str) -> None:
     """One sysctl of the calling thread's network namespace; one that is not there is skipped."""
     path = _SYSCTLS / key
@@ -128,7 +165,7 @@ def _write(key: str, value: str) -> None:
         return
     try:
         if os.read(descriptor, 32).decode().strip() != value:
-            os.write(descriptor, value.encode())
+            os.pwrite(descriptor, value.encode(), 0)
     except OSError as error:
         error.filename = str(path)
         raise
@@ -166,7 +203,8 @@ def interface(network: Network, endpoint: Endpoint) -> Interface:
         ipv6=network.ipv6,
         isolated=network.isolated,
         rate=endpoint.rate or 0,
-        alias=f"tare {endpoint.container_id[:12]}",
+        alias=f"{_ALIAS}{endpoint.container_id[:12]}",
+        hairpin=bool(endpoint.ports),
         mode=network.options.get("macvlan_mode", "bridge") or "bridge",
     )
 
