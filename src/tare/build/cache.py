@@ -17,12 +17,14 @@ Not for: the layers themselves (image.store).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
 import os
 import shutil
 import sqlite3
+import tempfile
 import threading
 import time
 import zlib
@@ -93,12 +95,18 @@ class Cache:
         self.directory = directory
         self.temporary = directory / "tmp"
         self.mounts = directory / "mounts"
+        tag = hashlib.sha256(os.fsencode(directory.absolute())).hexdigest()[:12]
+        self.public_prefix = f"tare-build-{tag}-"
+        """What begins the names of this cache's directories in /tmp, for programs run as nobody."""
         shutil.rmtree(self.temporary, ignore_errors=True)
+        for left in Path(tempfile.gettempdir()).glob(f"{self.public_prefix}*"):
+            shutil.rmtree(left, ignore_errors=True)
         for path in (directory, self.temporary, self.mounts):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._database = self._open(directory / "cache.db")
         self._leases: dict[Digest, Lease] = {}
         self._busy: Counter[str] = Counter()  # cache mounts that steps have mounted
+        self._turns: dict[str, asyncio.Lock] = {}
         with self._lock:
             rows = self._database.execute(
                 "SELECT DISTINCT layer FROM steps WHERE layer IS NOT NULL"
@@ -259,6 +267,10 @@ class Cache:
                 self._busy[name] -= 1
                 with contextlib.suppress(OSError):
                     os.utime(path)
+
+    def turn(self, identity: str) -> asyncio.Lock:
+        """What steps hold that may use a cache mount only one after the other."""
+        return self._turns.setdefault(identity, asyncio.Lock())
 
     # --- housekeeping -------------------------------------------------------------------------
 

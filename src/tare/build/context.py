@@ -41,10 +41,13 @@ class _Stored:
 class Context:
     """The files of one build; `close` it. Implements `tree.Tree`."""
 
-    owned = False
+    def __init__(self, directory: Path, *, owned: bool = False) -> None:
+        """An empty context, whose data will lie on the disk of *directory*.
 
-    def __init__(self, directory: Path) -> None:
-        """An empty context, whose data will lie on the disk of *directory*."""
+        *owned* keeps the owners that an archive tells; those of a build context mean nothing.
+        """
+        self.owned = owned
+        self._implied: set[bytes] = set()
         flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
         self._file = os.open(directory, flags, 0o600)
         self._length = 0
@@ -70,29 +73,37 @@ class Context:
         """Add one file."""
         self._add(Entry(path, Kind.FILE, mode=mode, size=len(data)), lambda: iter((data,)))
 
+    def receiving(self, entry: Entry) -> Receiving:
+        """Add one file whose size is not known before it has come."""
+        return Receiving(self, entry)
+
     def _add(self, entry: Entry, chunks: Callable[[], Iterator[bytes | memoryview]]) -> None:
         path = entry.path
         if not path:
             if entry.kind is Kind.DIR:
-                self._stored[b""] = _Stored(_node(entry))
+                self._stored[b""] = _Stored(self._node(entry))
             return
-        parent, _, name = path.rpartition(b"/")
-        self._make_parents(parent)
+        self._make_parents(path.rpartition(b"/")[0])
+        self._implied.discard(path)
         known = self._stored.get(path)
         if entry.kind is Kind.HARDLINK:
             stored = self._linked(entry)
         elif entry.kind is Kind.FILE:
             stored = self._store(entry, chunks())
         else:
-            stored = _Stored(_node(entry))
+            stored = _Stored(self._node(entry))
         if known is not None and known.node.kind is Kind.DIR:
             if entry.kind is Kind.DIR:
                 self._stored[path] = stored
                 return
             self.remove(path)
+        self._place(path, stored)
+
+    def _place(self, path: bytes, stored: _Stored) -> None:
+        parent, _, name = path.rpartition(b"/")
         self._stored[path] = stored
         self._children[parent][name] = None
-        if entry.kind is Kind.DIR:
+        if stored.node.kind is Kind.DIR:
             self._children[path] = {}
 
     def _make_parents(self, path: bytes) -> None:
@@ -102,6 +113,7 @@ class Context:
         self._make_parents(above)
         if path in self._stored:
             raise InvalidError(f"the build context has entries below {show(path)}, no directory")
+        self._implied.add(path)
         self._stored[path] = _Stored(Node(Kind.DIR))
         self._children[path] = {}
         self._children[above][name] = None
@@ -127,7 +139,7 @@ class Context:
         for chunk in chunks:
             found.update(chunk)
             self._write(chunk)
-        return _Stored(_node(entry), start, self._length - start, found.hexdigest())
+        return _Stored(self._node(entry), start, self._length - start, found.hexdigest())
 
     def _write(self, data: bytes | memoryview) -> None:
         self._room -= len(data)
@@ -162,6 +174,25 @@ class Context:
             parent, _, name = path.rpartition(b"/")
             self._children[parent].pop(name, None)
 
+    def _node(self, entry: Entry) -> Node:
+        return Node(
+            entry.kind,
+            entry.mode,
+            entry.uid if self.owned else 0,
+            entry.gid if self.owned else 0,
+            entry.mtime_ns,
+            entry.size,
+            entry.linkname if entry.kind is Kind.SYMLINK else b"",
+            entry.major,
+            entry.minor,
+            entry.xattrs,
+            entry.sparse,
+        )
+
+    def implied(self, path: bytes) -> bool:
+        """Whether the archive used the directory *path* and did not describe it."""
+        return path in self._implied
+
     def paths(self) -> list[bytes]:
         """Every path in it, parents first."""
         return [path for path in sorted(self._stored) if path]
@@ -194,20 +225,28 @@ class Context:
         return self._stored[path].digest
 
 
-def _node(entry: Entry) -> Node:
-    return Node(
-        entry.kind,
-        entry.mode,
-        0,
-        0,
-        entry.mtime_ns,
-        entry.size,
-        entry.linkname if entry.kind is Kind.SYMLINK else b"",
-        entry.major,
-        entry.minor,
-        entry.xattrs,
-        entry.sparse,
-    )
+class Receiving:
+    """A file that is on its way into a context."""
+
+    def __init__(self, context: Context, entry: Entry) -> None:
+        self._context = context
+        self._entry = entry
+        self._start = context._length
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        """Take the next bytes."""
+        self._hash.update(data)
+        self._context._write(data)
+
+    def finish(self) -> str:
+        """All has come; the sha256 of it."""
+        context = self._context
+        length = context._length - self._start
+        digest = self._hash.hexdigest()
+        node = context._node(self._entry._replace(size=length))
+        context._place(self._entry.path, _Stored(node, self._start, length, digest))
+        return digest
 
 
 def read_small(tree: Tree, path: str, *, limit: int, what: str) -> bytes | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -140,6 +141,11 @@ def chain(layers: Iterable[Digest]) -> str:
 def veiled(value: str) -> str:
     """A value as a key knows it: told apart from others, and not told to who reads the cache."""
     return hashlib.sha256(value.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def without_password(address: str) -> str:
+    """An address as it may be told: who wrote a password into it does not want it in history."""
+    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/@]*@", r"\1", address)
 
 
 # --- why ----------------------------------------------------------------------------------------

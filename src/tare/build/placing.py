@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from tare.build.selection import Selection, Source
 from tare.build.tree import Node, Tree, join, resolve
@@ -48,6 +48,18 @@ class Manner:
 class _Placed:
     entry: Entry
     data: Data | None = None
+
+
+class Unpacked(Tree, Protocol):
+    """An archive as a tree, which knows what it only implied."""
+
+    def paths(self) -> list[bytes]:
+        """Every path, parents first."""
+        ...
+
+    def implied(self, path: bytes) -> bool:
+        """Whether the archive used the directory *path* and did not describe it."""
+        ...
 
 
 class Placement:
@@ -175,46 +187,40 @@ class Placement:
             mode = changed_mode(self._manner.mode, mode, directory=node.kind is Kind.DIR)
         return _entry(target, node)._replace(mode=mode, uid=uid, gid=gid)
 
-    def file(self, target: bytes, data: bytes, *, mode: int = 0o644, mtime_ns: int) -> None:
+    def file(self, target: bytes, data: bytes, *, mode: int = 0o644) -> None:
         """Place a file of which only the content is known."""
         self.directory(target.rpartition(b"/")[0])
-        node = Node(Kind.FILE, mode, mtime_ns=mtime_ns, size=len(data))
+        node = Node(Kind.FILE, mode, mtime_ns=self._manner.now_ns, size=len(data))
         uid, gid = self._manner.owner or (0, 0)
         if self._manner.mode:
             mode = changed_mode(self._manner.mode, mode, directory=False)
         entry = _entry(target, node)._replace(mode=mode, uid=uid, gid=gid)
         self._put(entry, lambda: iter((data,)))
 
-    def unpacked(self, entry: Entry, data: Data | None, place: bytes) -> None:
-        """Place one entry of an archive below the directory *place*, links on the way followed."""
-        parent, _, name = entry.path.rpartition(b"/")
-        if not name:
-            return
-        above = resolve(self.node, join(place, parent), missing=True) or b""
-        target = join(above, name)
-        there = self.node(target)
-        self.directory(above)
-        if entry.kind is Kind.DIR and there is not None and there.kind is Kind.SYMLINK:
-            place_of_link = resolve(self.node, target)
-            led = self.node(place_of_link) if place_of_link is not None else None
-            if led is not None and led.kind is Kind.DIR:
-                return  # /lib -> usr/lib: the archive's lib is the directory behind it
-        link = entry.linkname
-        if entry.kind is Kind.HARDLINK:
-            link = join(place, entry.linkname)
-            if link not in self._placed:
-                raise InvalidError(
-                    f"archive entry {show(entry.path)}: hard link to {show(entry.linkname)},"
-                    " which the archive does not have"
-                )
-        uid, gid = self._manner.owner or (entry.uid, entry.gid)
-        mode = entry.mode
-        if self._manner.mode and entry.kind not in (Kind.SYMLINK, Kind.HARDLINK):
-            mode = changed_mode(self._manner.mode, mode, directory=entry.kind is Kind.DIR)
-        if entry.kind is not Kind.DIR:
-            for below in [p for p in self._placed if p.startswith(target + b"/")]:
-                del self._placed[below]
-        self._put(entry._replace(path=target, uid=uid, gid=gid, mode=mode, linkname=link), data)
+    def unpack(self, archive: Unpacked, place: bytes) -> None:
+        """Place what an archive holds below the directory *place*.
+
+        As tar does: links on the way are followed, and what is there is replaced, but for a
+        directory by a directory.
+        """
+        self.directory(place)
+        for path in archive.paths():
+            if archive.implied(path):
+                continue
+            node = archive.node(path)
+            assert node is not None
+            parent, _, name = path.rpartition(b"/")
+            above = resolve(self.node, join(place, parent), missing=True) or b""
+            self.directory(above)
+            target = join(above, name)
+            if node.kind is not Kind.DIR:
+                self._drop_below(target)
+            self.take(archive, path, node, target)
+
+    def _drop_below(self, path: bytes) -> None:
+        """What was placed below a directory that is no more."""
+        for below in [other for other in self._placed if other.startswith(path + b"/")]:
+            del self._placed[below]
 
     # --- the layer ------------------------------------------------------------------------------
 
