@@ -71,11 +71,27 @@ def test_the_daemon_may_say_the_exit_code(tare: Tare, engine: FakeEngine) -> Non
 def test_a_missing_image_names_the_remedy(tare: Tare, engine: FakeEngine) -> None:
     engine.answers["POST /tare/run"] = Answer(404, {"message": "No such image: debian:latest"})
 
-    said = tare("run", "debian")
+    said = tare("run", "--pull", "never", "debian")
 
     assert said.code == 125
     assert said.err.startswith("tare: unable to find image 'debian:latest' locally\n  Make it")
     assert "tare image bootstrap" in said.err
+
+
+def test_a_missing_image_is_pulled_and_a_failed_pull_is_the_error(
+    tare: Tare, engine: FakeEngine
+) -> None:
+    engine.answers["POST /tare/run"] = Answer(404, {"message": "No such image: debian:latest"})
+    engine.answers["POST /images/create"] = Answer(404, {"message": "manifest unknown"})
+
+    said = tare("run", "debian")
+
+    assert said.code == 125
+    assert said.err.startswith(
+        "Unable to find image 'debian:latest' locally\ntare: manifest unknown"
+    )
+    assert "tare image bootstrap debian" in said.err
+    assert engine.of("POST", "/images/create")[0].query == {"fromImage": "docker.io/library/debian", "tag": "latest"}
 
 
 def test_a_daemon_that_dies_is_not_taken_for_an_exit(tare: Tare, engine: FakeEngine) -> None:

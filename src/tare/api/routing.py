@@ -84,7 +84,7 @@ class Routes:
 
 def _decoded(noun: str, ref: str) -> str:
     text = unquote(ref, errors="strict") if "%" in ref else ref
-    if noun != "images" and "/" in text:
+    if noun not in ("images", "distribution") and "/" in text:
         raise MissingError("page not found")
     if not text.isprintable() or any(part in ("", ".", "..") for part in text.split("/")):
         raise InvalidError(f"invalid reference format: {text[:80]!r}")

@@ -193,6 +193,7 @@ class Connection:
         *,
         kind: str = "application/json",
         upgrade: bool = False,
+        headers: Mapping[str, str] | None = None,
     ) -> Response:
         """Make one request and read the head of its answer.
 
@@ -200,6 +201,8 @@ class Connection:
         heard.
         """
         head = f"{method} {where} HTTP/1.1\r\nHost: tare\r\n"
+        for name, value in (headers or {}).items():
+            head += f"{name}: {value}\r\n"
         if upgrade:
             head += "Connection: Upgrade\r\nUpgrade: tcp\r\n"
         if body is None:
@@ -308,6 +311,7 @@ class Daemon:
         *,
         kind: str = "application/json",
         upgrade: bool = False,
+        headers: Mapping[str, str] | None = None,
     ) -> Response:
         """Make a request on a connection of its own; any refusal is raised as its TareError."""
         payload = document.encode(body) if isinstance(body, (dict, list)) else None
@@ -315,7 +319,9 @@ class Daemon:
             payload = body  # type: ignore[assignment]  # neither dict nor list: the iterable
         connection = self._idle or self.connect()
         self._idle = None
-        response = connection.send(method, where, payload, kind=kind, upgrade=upgrade)
+        response = connection.send(
+            method, where, payload, kind=kind, upgrade=upgrade, headers=headers
+        )
         if response.status >= 400:
             error = response.error()
             connection.close()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from tare.errors import InvalidError
 from tare.image.registry.download import Phase, Step
 from tare.image.registry.pull import LayerKept, LayerNotice, Notice
-from tare.model.oci import Platform
+from tare.image.registry.push import Pushed, PushNotice, PushPhase
+from tare.image.registry.search import Result
+from tare.model.oci import Descriptor, Platform
 
 Json = dict[str, object]
 
@@ -87,13 +90,68 @@ def _line(status: str, id: str, step: Step | None = None) -> Json:
     return line
 
 
+def push_line(told: Notice | PushNotice) -> Json:
+    """The line that says what was *told* of a push."""
+    if isinstance(told, Notice):
+        return {"status": told.text}
+    match told.phase:
+        case PushPhase.PREPARING:
+            return _line("Preparing", told.id)
+        case PushPhase.PUSHING:
+            return _line("Pushing", told.id, Step(Phase.DOWNLOADING, told.current, told.total))
+        case PushPhase.PUSHED:
+            return _line("Pushed", told.id)
+        case PushPhase.EXISTS:
+            return _line("Layer already exists", told.id)
+        case PushPhase.MOUNTED:
+            return _line(f"Mounted from {told.origin}", told.id)
+
+
+def pushed(done: Pushed) -> Json:
+    """The line by which clients learn what they have pushed."""
+    aux = {"Tag": done.tag, "Digest": str(done.digest), "Size": done.size}
+    return {"progressDetail": {}, "aux": aux}
+
+
+def distribution(descriptor: Descriptor, platforms: Iterable[Platform]) -> Json:
+    """``GET /distribution/NAME/json``."""
+    return {
+        "Descriptor": {
+            "mediaType": descriptor.media_type,
+            "digest": str(descriptor.digest),
+            "size": descriptor.size,
+        },
+        "Platforms": [
+            {
+                "architecture": one.architecture,
+                "os": one.os,
+                **({"variant": one.variant} if one.variant else {}),
+            }
+            for one in platforms
+        ],
+    }
+
+
+def found(results: Iterable[Result]) -> list[Json]:
+    """``GET /images/search``."""
+    return [
+        {
+            "name": one.name,
+            "description": one.description,
+            "star_count": one.stars,
+            "is_official": one.official,
+            "is_automated": one.automated,
+        }
+        for one in results
+    ]
+
+
 def bar(current: int, total: int) -> str:
     """``[==>     ]  1.2MB/3.4MB``, as Docker draws it."""
     if total <= 0:
         return f"{size(current):>8}"
     done = min(int(current / total * 100) // 2, _BAR)
-    arrow = "=" * done + (">" if done < _BAR else "")
-    return f"[{arrow:<{_BAR}}] {size(current):>8}/{size(total)}"
+    return f"[{'=' * done + '>':<{_BAR + 1}}] {size(current):>8}/{size(total)}"
 
 
 def size(value: float) -> str:

@@ -28,14 +28,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "Show all details of containers and images"),
     "kill": ("containers", "Kill running containers, or send them a signal"),
     "load": ("archives", "Load images from a tar archive"),
+    "login": ("transfers", "Check credentials with a registry and keep them"),
+    "logout": ("transfers", "Forget the credentials for a registry"),
     "logs": ("logs", "Show what a container has printed"),
     "pause": ("containers", "Freeze all processes of containers"),
     "port": ("containers", "Show the published ports of a container"),
+    "pull": ("transfers", "Bring an image from a registry"),
+    "push": ("transfers", "Give an image to a registry"),
     "rename": ("containers", "Give a container another name"),
     "restart": ("containers", "Stop containers and start them again"),
     "rm": ("containers", "Remove containers"),
     "rmi": ("images", "Remove images"),
     "save": ("archives", "Write images as a tar archive"),
+    "search": ("transfers", "Search Docker Hub, or another registry"),
     "start": ("run", "Start containers that are stopped"),
     "stats": ("stats", "Show what containers use, as they use it"),
     "stop": ("containers", "Stop running containers"),
@@ -58,6 +63,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "volume ls": ("volumes", "List volumes"),
     "volume prune": ("volumes", "Remove anonymous volumes that no container has"),
     "volume rm": ("volumes", "Remove volumes and what is in them"),
+    "manifest inspect": ("transfers", "Show a manifest or an index as a registry has it"),
     "registry gc": ("registries", "Delete the blobs of the registry that no manifest needs"),
     "registry ls": ("registries", "List the names that the registry has"),
     "registry passwd": ("registries", "Set a user's password in a file for --htpasswd"),
@@ -73,6 +79,8 @@ _CONTAINER = (
     "rename", "restart", "rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait",
 )  # fmt: skip
 
+_IMAGE = ("history", "import", "load", "pull", "push", "save", "tag")
+
 # other ways to write a command -> its name above
 ALIASES: dict[str, str] = {
     **{f"container {name}": name for name in _CONTAINER},
@@ -80,7 +88,10 @@ ALIASES: dict[str, str] = {
     "container list": "ps",
     "container ps": "ps",
     "container remove": "rm",
-    **{f"image {name}": name for name in ("history", "import", "load", "save", "tag")},
+    **{
+        f"image {name}": name
+        for name in ("history", "import", "load", "pull", "push", "save", "tag")
+    },
     "image ls": "images",
     "image list": "images",
     "image rm": "rmi",
@@ -94,6 +105,7 @@ ALIASES: dict[str, str] = {
 GROUPS = {
     "container": "Manage containers",
     "image": "Manage images",
+    "manifest": "Look at manifests",
     "registry": "Serve a registry",
     "system": "Manage the engine",
     "volume": "Manage volumes",
@@ -101,16 +113,9 @@ GROUPS = {
 
 # Docker's commands that are not here yet: the sentence says what to do instead.
 LATER: dict[str, str] = {
-    "pull": "Make a base image with `tare image bootstrap debian:bookworm`, or `tare load` one.",
-    "push": "Write the image with `tare save`.",
     "build": "Change a container and `tare commit` it, or `tare import` a file system.",
-    "login": "There is no registry to log in to yet; `tare load` reads archives.",
-    "logout": "There is no registry to log out of yet.",
-    "search": "There is no registry to search yet.",
     "network": "Containers have --network none or host for now.",
     "vm": "Images run as containers for now.",
     "compose": "Start the services one by one with `tare run -d`.",
-    "image pull": "Make one with `tare image bootstrap debian:bookworm`, or `tare load` one.",
-    "image push": "Write the image with `tare save`.",
     "image build": "Change a container and `tare commit` it, or `tare import` a file system.",
 }

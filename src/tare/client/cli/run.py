@@ -17,7 +17,12 @@ from tare.errors import InvalidError, MissingError, TareError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
     from tare.client.document import Json
+
+    Made = TypeVar("Made")
 
 
 def create(daemon: Daemon, flags: Flags, arguments: list[str]) -> int:
@@ -102,14 +107,51 @@ def _write_cidfile(flags: Flags, identity: str) -> None:
 def _created(daemon: Daemon, flags: Flags, body: dict[str, Json]) -> str:
     _check_cidfile(flags)
     query = {"name": flags.text("name"), "platform": flags.text("platform")}
-    try:
-        answer = daemon.call("POST", target("/containers/create", query), body)
-    except TareError as error:
-        raise _refused(error, body) from None
+    where = target("/containers/create", query)
+    answer = _with_image(daemon, flags, body, lambda: daemon.call("POST", where, body))
     _warnings(answer)
     identity = document.text(answer, "Id")
     _write_cidfile(flags, identity)
     return identity
+
+
+def _with_image(
+    daemon: Daemon,
+    flags: Flags,
+    body: dict[str, Json],
+    deed: Callable[[], Made],
+    *,
+    started: bool = False,
+) -> Made:
+    """Do *deed*, which needs the image: pulled before, or when it is missing, as --pull says."""
+    pull = flags.text("pull", "missing")
+    image, platform = document.text(body, "Image"), flags.text("platform")
+    quiet = flags.flag("quiet")
+    if pull == "always":
+        from tare.client.cli import transfers
+
+        transfers.bring(daemon, image, platform=platform, quiet=quiet)
+    try:
+        return deed()
+    except TareError as error:
+        if pull != "missing" or not _no_image(error) or not _pullable(image):
+            raise _refused(error, body, started=started) from None
+    from tare.client.cli import transfers
+
+    transfers.bring_missing(daemon, image, platform=platform, quiet=quiet)
+    try:
+        return deed()
+    except TareError as error:
+        raise _refused(error, body, started=started) from None
+
+
+def _no_image(error: TareError) -> bool:
+    return isinstance(error, MissingError) and "o such image" in str(error)
+
+
+def _pullable(image: str) -> bool:
+    """An id is nothing that a registry could be asked for."""
+    return not image.startswith("sha256:")
 
 
 def _warnings(answer: Json) -> None:
@@ -122,7 +164,7 @@ def _refused(error: TareError, body: dict[str, Json], *, started: bool = False) 
     text = str(error)
     known = error.exit_code  # the daemon may have said it
     error.exit_code = known if known > 1 else 125
-    if isinstance(error, MissingError) and "o such image" in text:
+    if _no_image(error):
         image = document.text(body, "Image")
         unknown = MissingError(f"unable to find image '{_tagged(image)}' locally", exit_code=125)
         unknown.hint = (
@@ -168,10 +210,13 @@ def _run_at_once(daemon: Daemon, flags: Flags, body: dict[str, Json]) -> int:
         body["Name"] = flags.text("name")
     if flags.given("platform"):
         body["Platform"] = flags.text("platform")
-    try:
-        response = daemon.open("POST", "/tare/run", body, upgrade=True)
-    except TareError as error:
-        raise _refused(error, body, started=True) from None
+    response = _with_image(
+        daemon,
+        flags,
+        body,
+        lambda: daemon.open("POST", "/tare/run", body, upgrade=True),
+        started=True,
+    )
     for warning in streams.warnings(response):
         warn(f"WARNING: {warning}")
     identity = response.headers.get("tare-id", "")

@@ -90,6 +90,7 @@ class Access:
         self._fetch = fetch
         self._basic = False
         self._tokens: dict[str, tuple[str, float]] = {}
+        self._challenges: dict[str, str] = {}
 
     def header(self, scope: str) -> str:
         """The Authorization that is known to do for *scope*; "" when none is."""
@@ -102,6 +103,12 @@ class Access:
             return self._credentials.basic
         return ""
 
+    async def refresh(self, scope: str) -> None:
+        """Have a fresh token where one has run out: a body that is a stream is sent only once."""
+        header = self._challenges.get(scope, "")
+        if header and not self.header(scope):
+            await self.answer(header, scope)
+
     async def answer(self, header: str, scope: str) -> bool:
         """Take up a challenge; False when there is nothing (more) to say to it."""
         shown = self.header(scope)
@@ -110,6 +117,7 @@ class Access:
                 case "bearer" if not (self._credentials and self._credentials.registry_token):
                     wanted = challenge.parameters.get("scope", "") or scope
                     self._tokens.pop(scope, None)
+                    self._challenges[scope] = header
                     self._tokens[scope] = await self._token(challenge, _joined(scope, wanted))
                     return True
                 case "basic" if self._credentials and self._credentials.username:

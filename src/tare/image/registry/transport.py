@@ -330,6 +330,7 @@ class Host:
     async def _authenticated(
         self, method: str, url: URL, scope: str, headers: Mapping[str, str], body: Body
     ) -> aiohttp.ClientResponse:
+        await self.access.refresh(scope)
         response = await self._followed(method, url, scope, headers, body)
         # The second challenge is to a token that the first one gave: no third.
         for _ in range(2):
