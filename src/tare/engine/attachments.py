@@ -120,9 +120,7 @@ class Attachments:
         wishes = list(spec.networks)
         if not wishes:
             wishes = [NetworkWish(network=DEFAULT)]
-        if any(wish.network == DEFAULT for wish in wishes) and self._fabric.unavailable:
-            if len(wishes) > 1 or spec.ports or spec.publish_all:
-                raise UnsupportedError(self._fabric.unavailable)
+        if any(wish.network == DEFAULT for wish in wishes) and self._without_default(spec, wishes):
             names = replace(spec.namespaces, network=NONE)
             return replace(spec, namespaces=names, networks=()), (), []
         found: dict[str, Joined] = {}
@@ -141,8 +139,18 @@ class Attachments:
         if len(found) > _MOST_NETWORKS:
             raise InvalidError(f"a container is in {_MOST_NETWORKS} networks at most")
         joined = tuple(found.values())
-        warnings = publishing.check(spec, [self._record(one) for one in joined])
+        records = [self._record(one) for one in joined]
+        warnings = publishing.check(spec, records, self._networks.settings.publish)
         return replace(spec, networks=tuple(one.wish for one in joined)), joined, warnings
+
+    def _without_default(self, spec: ContainerSpec, wishes: Sequence[NetworkWish]) -> bool:
+        """Whether a container that names no network gets none: by choice, or for lack of it."""
+        plain = len(wishes) == 1 and not (spec.ports or spec.publish_all)
+        if self._fabric.unavailable:
+            if not plain:
+                raise UnsupportedError(self._fabric.unavailable)
+            return True
+        return plain and self._networks.settings.default == NONE
 
     def _checked(self, record: NetworkRecord, wish: NetworkWish) -> NetworkWish:
         """*wish* as far as it can be judged before the start."""
@@ -184,10 +192,8 @@ class Attachments:
         it raises.
         """
         spec = record.spec
-        if spec.namespaces.network:
+        if spec.namespaces.network or not record.networks:
             generated.write(f"{record.workload_dir}/files", spec, record.id)
-            return record, ()
-        if not record.networks:
             return record, ()
         found = [(joined, self._record(joined)) for joined in record.networks]
         for _, network in found:
@@ -200,8 +206,10 @@ class Attachments:
             way_out = _way_out(places)
             if way_out is not None and (wanted := publishing.wishes(spec)):
                 network = self._record(way_out)
-                site = publishing.site(self._fabric, spec, way_out, network, self._publisher)
-                if site is not None:
+                if network.spec.driver == "bridge":
+                    publish = self._networks.settings.publish
+                    default = publishing.default_address(spec, network, publish)
+                    site = publishing.Site(self._fabric, way_out, default, self._publisher)
                     ports, live.ports = publishing.take(site, wanted)
                     places = [replace(p, ports=ports) if p is way_out else p for p in places]
             record = self._store.put(changed(record, networks=tuple(places)))
@@ -504,6 +512,8 @@ class Attachments:
             self._hold_again(record)
         networks = [r for r in self._networks.all() if r.interface and self._matters(r)]
         endpoints = tuple(e for live in self._live.values() for e in live.endpoints.values())
+        if not networks and not endpoints:
+            return  # nothing of ours is to be there, and the host's filter is left alone
         wanted = Wanted(
             networks=tuple(network_values.network(one) for one in networks), endpoints=endpoints
         )

@@ -72,7 +72,6 @@ class Containers(Copying):
             # Joined containers may start later than this one is made.
             warnings += self._driver.check(Request(record=record, layers=layers))
             self._core.workloads.make(identity)
-            generated.write(f"{record.workload_dir}/files", spec, identity)
             store.add(changed(record, warnings=tuple(warnings)))
         except BaseException as error:
             images.release(spec.image_id, identity)

@@ -34,7 +34,7 @@ from tare.errors import FailedError
 from tare.run.rootfs import UNUSED_UPPER
 
 _FS_IOC_GETFLAGS: Final = 0x80086601
-_SPARES: Final = 64
+_SPARES: Final = 256
 _GRACE: Final = 1.0  # seconds between a removal and the look at what it left
 
 
