@@ -126,9 +126,12 @@ PROBES: Final[dict[str, Callable[[], str]]] = {
     "docker": _program("docker"),
     "docker-py": _docker_py,
     "runc": _program("runc"),
+    "docker-registry": _program("docker-registry"),
+    "skopeo": _program("skopeo"),
     "fsck.erofs": _program("fsck.erofs"),
     "gcc": _program("gcc"),
     "newuidmap": _program("newuidmap"),
     "nft": _program("nft"),
+    "qemu": _program("qemu-system-x86_64"),
     "ip": _program("ip"),
 }
