@@ -26,7 +26,7 @@ from typing import Final
 
 import pytest
 
-from harness import attacks, canaries, images
+from harness import attacks, canaries, engines, images
 from harness.needs import needs, required
 
 SESSION: Final = f"{os.getpid()}-{os.urandom(3).hex()}"
@@ -122,7 +122,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_tally] = attacks.Tally()
     os.environ["TARE_STATE_DIR"] = str(watch.directory / "state")
     os.environ["TARE_RUN_DIR"] = str(watch.directory / "run")
-    os.environ["TARE_CONFIG_DIR"] = str(watch.directory / "config")
+    os.environ["TARE_CONFIG_DIR"] = str(engines.without_networks(watch.directory / "config"))
     os.environ["TARE_CGROUP_PARENT"] = CGROUP_PARENT
     # Before pytest makes its own: what tests lay down is then known as ours, and removed.
     if not config.option.basetemp:

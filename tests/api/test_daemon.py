@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.engines import without_networks
+
 pytestmark = pytest.mark.system
 
 _PING = b"GET /_ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -40,7 +42,7 @@ def start(tmp_path: Path, notices: socket.socket) -> Iterator[Start]:
         **os.environ,
         "TARE_STATE_DIR": str(tmp_path / "s"),
         "TARE_RUN_DIR": str(tmp_path / "r"),
-        "TARE_CONFIG_DIR": str(tmp_path / "c"),
+        "TARE_CONFIG_DIR": str(without_networks(tmp_path / "c")),
         "NOTIFY_SOCKET": str(tmp_path / "notify"),
     }
     started: list[subprocess.Popen[bytes]] = []

@@ -363,7 +363,7 @@ def test_what_is_refused_leaves_nothing(play: Play) -> None:
         with pytest.raises(MissingError):
             await containers.create(replace(host.spec("true"), image_id="sha256:" + "1" * 64))
         spec = host.spec("true")
-        with pytest.raises(MissingError, match="network mine not found"):
+        with pytest.raises(InvalidError, match="network mine not found"):
             await containers.create(replace(spec, networks=(NetworkWish(network="mine"),)))
 
         assert os.listdir(host.engine.paths.workloads) == before

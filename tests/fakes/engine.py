@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
 from tare.engine.events import Events
 from tare.errors import ConflictError, FailedError, MissingError
 from tare.image.store import Image
 from tare.model.digest import Digest
+from tare.model.networking import Joined, NetworkRecord, NetworkSpec
 from tare.model.oci import History, ImageConfig
 from tare.model.record import (
     Check,
@@ -124,6 +125,9 @@ class Containers:
 
     async def get(self, ref: str) -> Record:
         return self.find(ref)
+
+    def inhabitants(self, network: str) -> list[tuple[Record, Joined]]:
+        return []
 
     def find(self, ref: str) -> Record:
         for record in self.records.values():
@@ -296,6 +300,28 @@ class Execs:
         self.inspect(ref)
 
 
+class Networks:
+    """The networks that every engine has."""
+
+    def __init__(self) -> None:
+        self.records = {
+            name: NetworkRecord(
+                id=f"{at}" * 64, spec=NetworkSpec(name=name, driver=driver), created_ns=1
+            )
+            for at, (name, driver) in enumerate(
+                (("bridge", "bridge"), ("host", "host"), ("none", "null"))
+            )
+        }
+
+    def get(self, ref: str) -> NetworkRecord:
+        if ref not in self.records:
+            raise MissingError(f"network {ref} not found")
+        return self.records[ref]
+
+    def list(self, filters: Mapping[str, Sequence[str]]) -> list[NetworkRecord]:
+        return list(self.records.values())
+
+
 class Engine:
     """The facade."""
 
@@ -303,6 +329,7 @@ class Engine:
         self.events = Events()
         self.images = Images()
         self.containers = Containers(self.events)
+        self.networks = Networks()
         self.volumes = Volumes()
         self.execs = Execs(self.containers)
 

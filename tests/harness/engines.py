@@ -32,6 +32,17 @@ _PYTHON: Final = os.path.realpath(sys.executable)
 _PATIENCE: Final = 5.0
 
 
+def without_networks(directory: Path) -> Path:
+    """Configure engines at *directory* so that they leave the host's network alone.
+
+    Tests of networks run their engine in a network namespace of its own, without this.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.toml").write_text('[network]\ndefault = "none"\n')
+    (directory / "config.toml").chmod(0o644)
+    return directory
+
+
 @dataclass
 class Shown:
     """A container as ``inspect`` shows it."""
@@ -52,9 +63,12 @@ class Engine:
     directory: Path
     prefix: tuple[str, ...] = ()
     more: dict[str, str] = field(default_factory=dict)
+    networks: bool = False  # whether it has a network namespace of its own, by *prefix*
 
     def __post_init__(self) -> None:
         self.run_dir, self.state = self.directory / "r", self.directory / "s"
+        if not self.networks:
+            without_networks(self.directory / "c")
         self.mark = os.urandom(6).hex()
         self.parent = f"{os.environ['TARE_CGROUP_PARENT']}-{self.mark}"
         self.environment = {

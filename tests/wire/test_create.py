@@ -230,10 +230,6 @@ def test_value_that_makes_no_sense_is_refused(given_: dict[str, object]) -> None
 @pytest.mark.parametrize(
     "given_",
     [
-        {"NetworkMode": "bridge"},
-        {"NetworkMode": "mine"},
-        {"PortBindings": {"80/tcp": [{"HostPort": "8080"}]}},
-        {"Links": ["x:y"]},
         {"StorageOpt": {"size": "1G"}},
         {"DeviceRequests": [{"Driver": "nvidia"}]},
     ],
@@ -297,6 +293,10 @@ def test_host_config_read_back_gives_the_same_specification() -> None:
             "ShmSize": 1 << 20,
             "IpcMode": "private",
             "CgroupnsMode": "private",
+            "NetworkMode": "bridge",
+            "NetworkRate": 1 << 20,
+            "PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8080"}]},
+            "PublishAllPorts": True,
             "Sysctls": {"net.core.somaxconn": "1"},
         },
     }

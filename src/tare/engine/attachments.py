@@ -125,7 +125,7 @@ class Attachments:
             return replace(spec, namespaces=names, networks=()), (), []
         found: dict[str, Joined] = {}
         for wish in wishes:
-            record = self._networks.get(BRIDGE if wish.network == DEFAULT else wish.network)
+            record = self._named(wish.network)
             if record.name in (HOST, NONE):
                 raise InvalidError(
                     f"the network {record.name} cannot be combined with others",
@@ -142,6 +142,18 @@ class Attachments:
         records = [self._record(one) for one in joined]
         warnings = publishing.check(spec, records, self._networks.settings.publish)
         return replace(spec, networks=tuple(one.wish for one in joined)), joined, warnings
+
+    def _named(self, ref: str) -> NetworkRecord:
+        """The network that a new container names; InvalidError when there is none.
+
+        Not MissingError: clients take that for a missing image, and pull it.
+        """
+        try:
+            return self._networks.get(BRIDGE if ref == DEFAULT else ref)
+        except MissingError as error:
+            raise InvalidError(
+                str(error), hint=f"make it: tare network create {ref}", exit_code=125
+            ) from None
 
     def _without_default(self, spec: ContainerSpec, wishes: Sequence[NetworkWish]) -> bool:
         """Whether a container that names no network gets none: by choice, or for lack of it."""
@@ -193,7 +205,7 @@ class Attachments:
         """
         spec = record.spec
         if spec.namespaces.network or not record.networks:
-            generated.write(f"{record.workload_dir}/files", spec, record.id)
+            self._write_alone(record)
             return record, ()
         found = [(joined, self._record(joined)) for joined in record.networks]
         for _, network in found:
@@ -493,6 +505,15 @@ class Attachments:
         running = [r for r in (self._store.find(one) for one in self._live) if r is not None]
         table = name_table.table(self._networks.all(), running, self._linked)
         await self._fabric.name(table)
+
+    def _write_alone(self, record: Record) -> None:
+        """Write the files of a container that is in no network, or in another's."""
+        directory = f"{record.workload_dir}/files"
+        generated.write(directory, record.spec, record.id)
+        mode = record.spec.namespaces.network
+        other = self._store.find(mode.removeprefix("container:"))
+        if mode.startswith("container:") and other is not None:
+            generated.copy(f"{other.workload_dir}/files", directory)
 
     def _write_files(self, record: Record) -> None:
         networks = {one.id: one for one in self._networks.all()}

@@ -24,6 +24,12 @@
     images = true                      # show the engine's own images too
     data = "/srv/registry"             # instead of STATE/registry
 
+    [network]
+    default = "bridge"                 # of containers that name none: bridge, or none
+    publish = "127.0.0.1"              # where -p 8080:80 is published
+    pools = ["10.77.0.0/16:24"]        # subnets are cut from these, here 256 of them
+    icc = false                        # whether containers of the default network reach each other
+
 A table is one field of `Config` and one function in `_TABLES` that reads it; each takes all its
 keys from a `Table`, and whatever it did not take is refused. Errors name file, line and key.
 
@@ -32,6 +38,7 @@ Not for: what the tables mean (the packages that define their values do), and cr
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import stat
 import tomllib
@@ -44,6 +51,7 @@ from urllib.parse import urlsplit
 from tare.errors import InvalidError
 from tare.image.registry.settings import HostSettings, Mirror, Settings, check_host
 from tare.image.registry_store.settings import LISTEN, ServeSettings, parse_listen
+from tare.model.networking import BRIDGE, NONE, NetworkSettings
 
 NAME: Final = "config.toml"
 _LIMIT: Final = 256 << 10
@@ -58,6 +66,7 @@ class Config:
     registries: Settings = field(default_factory=Settings)
     registry: ServeSettings | None = None
     """The registry to serve, if one is."""
+    network: NetworkSettings = field(default_factory=NetworkSettings)
 
 
 class Table:
@@ -332,7 +341,41 @@ def _mirror(table: Table, text: str) -> Mirror:
     return Mirror(host=host, scheme=parts.scheme, path=parts.path.strip("/"))
 
 
+def _network(config: Config, table: Table) -> Config:
+    default = table.text("default", BRIDGE)
+    if default not in (BRIDGE, NONE):
+        table.refuse("default", f"is {default[:40]!a}, and can be bridge or none")
+    publish = table.text("publish")
+    if publish:
+        try:
+            ipaddress.ip_address(publish)
+        except ValueError:
+            table.refuse("publish", f"is {publish[:60]!a}, which is no IP address")
+    return replace(
+        config,
+        network=NetworkSettings(
+            default=default,
+            publish=publish,
+            pools=tuple(_pool(table, text) for text in table.texts("pools")),
+            icc=table.flag("icc"),
+        ),
+    )
+
+
+def _pool(table: Table, text: str) -> tuple[str, int]:
+    base, _, size = text.rpartition(":")
+    try:
+        prefix = ipaddress.ip_network(base)
+        length = int(size)
+        if not prefix.prefixlen <= length <= prefix.max_prefixlen - 2:
+            raise ValueError
+    except ValueError:
+        table.refuse("pools", f"has {text[:60]!a}, which is not like 10.77.0.0/16:24")
+    return str(prefix), length
+
+
 _TABLES: Final[dict[str, Callable[[Config, Table], Config]]] = {
     "registries": _registries,
     "registry": _served,
+    "network": _network,
 }

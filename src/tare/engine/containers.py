@@ -29,7 +29,7 @@ from tare.model.networking import Joined, NetworkWish
 from tare.model.record import ExitInfo, IdBlock, Pruned, Record, Usage, changed
 from tare.model.spec import ContainerSpec, MountKind, Resources, RestartPolicy
 from tare.model.state import STATUS, Action, State
-from tare.run.plan import host_ids, signal_number
+from tare.run.plan import host_ids
 
 DEFAULT_GRACE: Final = 10
 _SIGKILL: Final = 9

@@ -94,7 +94,7 @@ class Engine:
             lambda record: self.images.release(record.image_id, record.id)
         )
         self._fabric: Fabric = fabric or NoFabric("this engine was made without networks")
-        self.networks = Networks(store, self.events, self._fabric)
+        self.networks = Networks(store, self.events, self._fabric, self.config.network)
         self._attachments = Attachments(store, self.networks)
         self._lifecycle.after_settled.append(self._attachments.ended)
         self.transfers = Transfers(self.volumes, self._lifecycle)

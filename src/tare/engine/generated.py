@@ -151,6 +151,12 @@ def linked_resolv_conf(spec: ContainerSpec, networks: Sequence[NetworkRecord], b
     return "\n".join(lines) + "\n"
 
 
+def copy(source: str, directory: str) -> None:
+    """Give a container the names that another knows, whose network it is in."""
+    for name in ("hosts", "resolv.conf"):
+        _put(f"{directory}/{name}", _read(f"{source}/{name}"))
+
+
 def _words(text: str, key: str) -> list[str]:
     """The words of all lines of a resolv.conf that begin with *key*."""
     found: list[str] = []

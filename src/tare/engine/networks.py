@@ -18,6 +18,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final
 
 from tare.engine import network_values
@@ -44,10 +45,12 @@ from tare.model.networking import (
     NONE,
     PREDEFINED,
     NetworkRecord,
+    NetworkSettings,
     NetworkSpec,
     SubnetWish,
 )
 from tare.network import addresses
+from tare.network.addresses import DEFAULT_POOLS, Pool
 from tare.network.values import Driver, Prefix, bridge_name
 
 if TYPE_CHECKING:
@@ -63,7 +66,10 @@ MOST: Final = 1000
 class Networks:
     """The networks of one engine by id and name."""
 
-    def __init__(self, store: Store, events: Events, fabric: Fabric) -> None:
+    def __init__(
+        self, store: Store, events: Events, fabric: Fabric, settings: NetworkSettings
+    ) -> None:
+        self.settings = settings
         self._documents = Documents(store, "networks", NetworkRecord)
         self._events = events
         self.fabric = fabric
@@ -151,7 +157,7 @@ class Networks:
                 if self.fabric.unavailable:
                     continue  # there will be one when the host can have it
                 found = await asyncio.to_thread(self._free_subnet)
-                spec = replace(spec, subnets=(found,), options=_default_options())
+                spec = replace(spec, subnets=(found,), options=_default_options(self.settings))
                 interface = bridge_name(self.fabric.tag, identity)
             self._keep(NetworkRecord(
                 id=identity, spec=spec, interface=interface, created_ns=time.time_ns()
@@ -257,7 +263,17 @@ class Networks:
         return taken
 
     def _free_subnet(self) -> SubnetWish:
-        return network_values.recorded(addresses.next_subnet(self._taken()), SubnetWish())
+        return network_values.recorded(
+            addresses.next_subnet(self._taken(), self._pools(4)), SubnetWish()
+        )
+
+    def _pools(self, version: int) -> Sequence[Pool]:
+        """What subnets of an IP version are cut from, unless they are named."""
+        configured = (Pool(ip_network(base), size) for base, size in self.settings.pools)
+        found = [pool for pool in configured if pool.base.version == version]
+        if found:
+            return found
+        return DEFAULT_POOLS if version == 4 else [addresses.local_pool(self.fabric.tag)]
 
     def _subnets(self, spec: NetworkSpec) -> tuple[SubnetWish, ...]:
         """The subnets of a new network: those asked for, and what they leave to be chosen."""
@@ -277,11 +293,10 @@ class Networks:
             found.append(network_values.recorded(checked, wish))
         versions = {network_values.is_ipv6(wish.subnet) for wish in found}
         if spec.ipv4 and False not in versions:
-            chosen = addresses.next_subnet(taken)
+            chosen = addresses.next_subnet(taken, self._pools(4))
             found.insert(0, network_values.recorded(chosen, SubnetWish()))
         if spec.ipv6 and True not in versions:
-            pool = addresses.local_pool(self.fabric.tag)
-            chosen = addresses.next_subnet(taken, [pool])
+            chosen = addresses.next_subnet(taken, self._pools(6))
             found.append(network_values.recorded(chosen, SubnetWish()))
         return tuple(found)
 
@@ -362,17 +377,16 @@ def _truth(key: str, values: Sequence[str]) -> bool:
     raise InvalidError(f"invalid filter '{key}={sorted(words)}'")
 
 
-def _default_options() -> dict[str, str]:
+def _default_options(settings: NetworkSettings) -> dict[str, str]:
     """Docker's options of its default bridge, but that containers there do not reach each other.
 
-    CIS Docker Benchmark 2.1; docs/threat-model.md.
+    CIS Docker Benchmark 2.1; docs/threat-model.md. ``icc`` in the configuration changes that.
     """
     bridge = "com.docker.network.bridge"
     return {
         f"{bridge}.default_bridge": "true",
-        f"{bridge}.enable_icc": "false",
+        f"{bridge}.enable_icc": "true" if settings.icc else "false",
         f"{bridge}.enable_ip_masquerade": "true",
-        f"{bridge}.host_binding_ipv4": "127.0.0.1",
         "com.docker.network.driver.mtu": "1500",
     }
 

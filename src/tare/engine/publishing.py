@@ -23,6 +23,7 @@ from tare.model.networking import Joined, NetworkRecord, PortWish, Published
 from tare.model.spec import ContainerSpec, SecurityProfile
 from tare.network.values import Address, Port, Protocol
 
+LOOPBACK: Final = "127.0.0.1"
 _TRIES: Final = 16
 _MOST: Final = 4096
 Holder = Callable[[Port], str]
@@ -40,7 +41,7 @@ def wishes(spec: ContainerSpec) -> list[PortWish]:
     return found
 
 
-def check(spec: ContainerSpec, networks: Sequence[NetworkRecord]) -> list[str]:
+def check(spec: ContainerSpec, networks: Sequence[NetworkRecord], configured: str) -> list[str]:
     """Refuse what can never be published; the warnings of what can."""
     ports = wishes(spec)
     if not ports:
@@ -62,7 +63,7 @@ def check(spec: ContainerSpec, networks: Sequence[NetworkRecord]) -> list[str]:
     for wish in ports:
         if wish.host_address:
             _parsed(wish.host_address)
-    if "" in addresses and _default_address(spec, open_ones[0]) == "127.0.0.1":
+    if "" in addresses and default_address(spec, open_ones[0], configured) == LOOPBACK:
         first = next(wish for wish in ports if not wish.host_address)
         shown = f"{first.host_port or 'PORT'}:{first.container_port}"
         return [
@@ -74,13 +75,6 @@ def check(spec: ContainerSpec, networks: Sequence[NetworkRecord]) -> list[str]:
 
 def _parsed(text: str) -> Address:
     return network_values.parsed("host address", text.strip("[]"))
-
-
-def _default_address(spec: ContainerSpec, network: NetworkRecord) -> str:
-    """Where a port without an address is published: nobody but this host, unless told otherwise."""
-    if spec.security.profile is SecurityProfile.DOCKER_COMPAT:
-        return "0.0.0.0"  # noqa: S104 - Docker's default, for those who asked for Docker's
-    return network.spec.options.get(network_values.BINDING_OPTION, "") or "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +91,14 @@ class Site:
     holder: Holder
 
 
-def site(
-    fabric: Fabric, spec: ContainerSpec, place: Joined, network: NetworkRecord, holder: Holder
-) -> Site | None:
-    """The site of a container at *place*, its way out; None where nothing can be published."""
-    if network.spec.driver != "bridge":
-        return None
-    return Site(fabric, place, _default_address(spec, network), holder)
+def default_address(spec: ContainerSpec, network: NetworkRecord, configured: str) -> str:
+    """Where a port without an address is published: nobody but this host, unless told otherwise.
+
+    *configured* is the administrator's choice; a network's own option goes before it.
+    """
+    if spec.security.profile is SecurityProfile.DOCKER_COMPAT:
+        return "0.0.0.0"  # noqa: S104 - Docker's default, for those who asked for Docker's
+    return network.spec.options.get(network_values.BINDING_OPTION, "") or configured or LOOPBACK
 
 
 def take(where: Site, ports: Sequence[PortWish]) -> tuple[tuple[Published, ...], list[Held]]:

@@ -247,7 +247,13 @@ class Sandboxes:
 
     def sample(self, record: Record) -> Sample:
         """From the cgroup's files and the host's /proc/stat."""
-        return sample_of(self._group(record).stats(), cgroup_v2=self._layout.mode is cgroup.Mode.V2)
+        # The host's interfaces are nobody's own.
+        own = record.spec.namespaces.network != "host"
+        return sample_of(
+            self._group(record).stats(),
+            cgroup_v2=self._layout.mode is cgroup.Mode.V2,
+            networks_of=record.pid if own else 0,
+        )
 
     def pids(self, record: Record) -> Sequence[int]:
         """From the cgroup; at least the first process."""

@@ -10,8 +10,8 @@ import os
 import time
 from typing import Final
 
-from tare.kernel.cgroup_stats import Stats
-from tare.model.record import BlockCount, Sample
+from tare.kernel.cgroup_stats import Pressure, Stats
+from tare.model.record import BlockCount, NetworkCount, PressureShare, Sample
 
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
@@ -30,8 +30,40 @@ def host_cpu_ns() -> int:
     return sum(int(field) for field in fields[1:9]) * _TICK_NS
 
 
-def sample_of(stats: Stats, *, cgroup_v2: bool) -> Sample:
-    """One reading as a value; ``memory_limit`` is the host's memory where there is no limit."""
+def network_counts(pid: int) -> dict[str, NetworkCount]:
+    """The interfaces of the network that *pid* is in, but loopback; empty when it is gone.
+
+    proc(5), "/proc/pid/net/dev".
+    """
+    found = {}
+    try:
+        with open(f"/proc/{pid}/net/dev", "rb") as file:
+            lines = file.read().splitlines()[2:]
+    except OSError:
+        return {}
+    for line in lines:
+        name, _, rest = line.partition(b":")
+        values = [int(word) for word in rest.split()]
+        if name.strip() != b"lo" and len(values) >= 12:
+            found[name.strip().decode("utf-8", "replace")] = NetworkCount(
+                *values[:4], *values[8:12]
+            )
+    return found
+
+
+def pressure_shares(found: Pressure) -> PressureShare:
+    """A kernel's pressure lines as a value."""
+    some, full = found.some, found.full
+    return PressureShare(
+        some.avg10, some.avg60, full.avg10, full.avg60, some.total_us, full.total_us
+    )
+
+
+def sample_of(stats: Stats, *, cgroup_v2: bool, networks_of: int = 0) -> Sample:
+    """One reading as a value; ``memory_limit`` is the host's memory where there is no limit.
+
+    *networks_of* is the process whose interfaces are counted; 0 counts none.
+    """
     cpu, memory = stats.cpu, stats.memory
     raw = dict(memory.raw)
     if not cgroup_v2:
@@ -53,6 +85,10 @@ def sample_of(stats: Stats, *, cgroup_v2: bool) -> Sample:
         memory_failures=memory.failcnt,
         memory_limit=min(memory.limit or memory_total(), memory_total()),
         memory_stats=raw,
+        cache=memory.cache,
+        oom_kills=memory.oom_kills,
+        networks=network_counts(networks_of) if networks_of else {},
+        pressure={name: pressure_shares(found) for name, found in stats.pressure.items()},
         pids=stats.pids.current,
         pids_limit=stats.pids.limit or 0,
         block_bytes=tuple(

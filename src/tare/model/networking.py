@@ -17,6 +17,22 @@ PREDEFINED: Final = (BRIDGE, HOST, NONE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSettings:
+    """What the administrator decides for all networks of an engine.
+
+    ``default``: the network of a container that names none, ``bridge`` or ``none``. ``publish``:
+    the host's address for published ports that name none. ``pools``: what subnets are cut from,
+    each a prefix and a length; () is Docker's. ``icc``: whether containers of the default network
+    reach each other.
+    """
+
+    default: str = BRIDGE
+    publish: str = ""
+    pools: tuple[tuple[str, int], ...] = ()
+    icc: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PortWish:
     """One port to publish: ``host_port`` is "", a number or a range of which one is taken."""
 
