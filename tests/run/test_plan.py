@@ -24,7 +24,7 @@ from tare.model.spec import (
     Ulimit,
 )
 from tare.run import walls
-from tare.run.plan import Host, Place, capabilities, describe, plan, plan_exec, signal_number
+from tare.run.plan import Host, Place, capabilities, describe, plan, plan_exec
 
 HOST = Host(
     kernel=(6, 18), machine="x86_64", last_capability=40, cgroup_version=1,
@@ -267,19 +267,6 @@ def test_any_mount_is_planned_or_refused_with_a_sentence(wanted: Mount) -> None:
 
     targets = [o["target"] for o in made["operations"] if "target" in o]
     assert all(target.startswith("/") and ".." not in target.split("/") for target in targets)
-
-
-@pytest.mark.parametrize(
-    ("text", "number"), [("TERM", 15), ("sigkill", 9), ("9", 9), ("RTMIN+3", 37), ("SIGRTMAX", 64)]
-)
-def test_signals_have_names_and_numbers(text: str, number: int) -> None:
-    assert signal_number(text) == number
-
-
-@pytest.mark.parametrize("text", ["", "0", "65", "SIGFOO", "RTMIN+99", "-9", "٩"])
-def test_what_is_no_signal_is_refused(text: str) -> None:
-    with pytest.raises(InvalidError, match="invalid signal"):
-        signal_number(text)
 
 
 @pytest.mark.attack("A08")

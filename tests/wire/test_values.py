@@ -25,22 +25,6 @@ def test_bad_size_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("9", 9), ("KILL", 9), ("sigterm", 15), ("RTMIN+3", 37), ("SIGRTMAX-1", 63), ("HUP", 1)],
-)
-def test_signal(text: str, wanted: int) -> None:
-    assert values.signal_number(text) == wanted
-
-
-@pytest.mark.parametrize(
-    "text", ["0", "65", "-9", "RTMIN-1", "RTMAX+1", "SIG_DFL", "_IGN", "", "٩"]
-)
-def test_bad_signal_is_refused(text: str) -> None:
-    with pytest.raises(InvalidError):
-        values.signal_number(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
     [
         ("5", 5 * 10**9),
         ("5.000000001", 5 * 10**9 + 1),

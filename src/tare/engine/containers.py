@@ -27,6 +27,7 @@ from tare.engine.lifecycle import exit_info
 from tare.errors import ConflictError, FailedError, InvalidError, TareError
 from tare.model.networking import Joined, NetworkWish
 from tare.model.record import ExitInfo, IdBlock, Pruned, Record, Usage, changed
+from tare.model.signals import signal_number
 from tare.model.spec import ContainerSpec, MountKind, Resources, RestartPolicy
 from tare.model.state import STATUS, Action, State
 from tare.run.plan import host_ids

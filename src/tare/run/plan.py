@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import signal
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -737,24 +736,3 @@ def describe(sandbox: Sandbox) -> list[str]:
     lines.append(f"no_new_privs {'on' if program['no_new_privileges'] else 'off'}")
     lines.append("run " + " ".join(program["args"]))
     return lines
-
-
-def signal_number(name: str) -> int:
-    """The number of a signal by name (with or without SIG, RTMIN+n) or number, or InvalidError."""
-    text = name.upper().removeprefix("SIG")
-    if text.isascii() and text.isdigit() and 1 <= int(text) <= 64:
-        return int(text)
-    base, plus, offset = text.partition("+")
-    if base == "RTMIN":
-        extra = int(offset) if plus and offset.isdigit() else 0
-        if signal.SIGRTMIN + extra <= signal.SIGRTMAX:
-            return signal.SIGRTMIN + extra
-    elif base.startswith("RTMAX"):
-        _, minus, offset = text.partition("-")
-        extra = int(offset) if minus and offset.isdigit() else 0
-        if signal.SIGRTMAX - extra >= signal.SIGRTMIN:
-            return signal.SIGRTMAX - extra
-    try:
-        return signal.Signals[f"SIG{text}"].value
-    except KeyError:
-        raise InvalidError(f"invalid signal: {name[:40]}") from None

@@ -15,6 +15,7 @@ from typing import Final
 from tare.errors import InvalidError, MissingError, UnsupportedError
 from tare.model.merge import merge_command, merge_env
 from tare.model.oci import ImageConfig
+from tare.model.signals import signal_number
 from tare.model.spec import (
     ContainerSpec,
     Device,
@@ -322,7 +323,7 @@ def isolation(host: HostConfig) -> Isolation:
 
 def stop_signal(text: str) -> str:
     """The signal as given when it is one, in upper case with ``SIG`` before a name."""
-    number = values.signal_number(text)
+    number = signal_number(text)
     word = text.upper()
     return str(number) if word.isdigit() else f"SIG{word.removeprefix('SIG')}"
 

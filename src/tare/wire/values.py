@@ -6,9 +6,7 @@ Pure; each function returns the value or raises InvalidError with a sentence tha
 from __future__ import annotations
 
 import re
-import signal
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Final
 
 from tare.errors import InvalidError
@@ -54,25 +52,6 @@ def size(text: str) -> int:
     if fraction:
         exact += (int(fraction) << unit) // 10 ** len(fraction)
     return exact
-
-
-@lru_cache(maxsize=128)
-def signal_number(text: str) -> int:
-    """1 to 64 of ``9``, ``KILL``, ``sigkill``, ``RTMIN+3``; InvalidError otherwise."""
-    word = text.upper().removeprefix("SIG")
-    if word.isascii() and word.isdigit():
-        number = int(word) if len(word) < 4 else 0
-    elif word.startswith(("RTMIN", "RTMAX")):
-        offset = word[5:] or "+0"
-        number = 0
-        if re.fullmatch(r"[+-][0-9]{1,2}", offset, re.ASCII):
-            number = (34 if word.startswith("RTMIN") else 64) + int(offset)
-            number = number if 34 <= number <= 64 else 0
-    else:
-        number = getattr(signal, f"SIG{word}", 0) if re.fullmatch("[A-Z0-9]+", word) else 0
-    if not 1 <= number <= 64:
-        raise InvalidError(f"Invalid signal: {text[:40]}")
-    return number
 
 
 def _user_part(part: str, whole: str) -> None:
