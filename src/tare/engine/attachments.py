@@ -197,11 +197,13 @@ class Attachments:
 
     # --- start --------------------------------------------------------------------------------
 
-    async def attach(self, record: Record) -> tuple[Record, tuple[Interface, ...]]:
+    async def attach(
+        self, record: Record, *, recorded: bool = True
+    ) -> tuple[Record, tuple[Interface, ...]]:
         """Give a container that is about to start its addresses and ports, and publish both.
 
         The record as it is now, and the links that the driver is to make. Nothing is held when
-        it raises.
+        it raises. What is not *recorded* (a step of a build) must be released by its owner.
         """
         spec = record.spec
         if spec.namespaces.network or not record.networks:
@@ -224,7 +226,9 @@ class Attachments:
                     site = publishing.Site(self._fabric, way_out, default, self._publisher)
                     ports, live.ports = publishing.take(site, wanted)
                     places = [replace(p, ports=ports) if p is way_out else p for p in places]
-            record = self._store.put(changed(record, networks=tuple(places)))
+            record = changed(record, networks=tuple(places))
+            if recorded:
+                record = self._store.put(record)
             links = self._admit(record, live)
             self._write_files(record)
             await self.publish_names()

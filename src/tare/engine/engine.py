@@ -23,6 +23,7 @@ from typing import Self
 from tare.engine import config, recovery
 from tare.engine.attachments import Attachments
 from tare.engine.budget import Budgets, Groups
+from tare.engine.building import Builds
 from tare.engine.config import Config
 from tare.engine.containers import Containers
 from tare.engine.core import Core, request
@@ -121,6 +122,7 @@ class Engine:
         self.execs = Execs(store, driver, self._lifecycle)
         self._checks = Checks(store, self._lifecycle, self.execs)
         self._core = core
+        self.builds = Builds(core, images, self.registries)
         self._housekeeping: asyncio.Task[None] | None = None
 
     @classmethod
@@ -175,6 +177,7 @@ class Engine:
         await self._fabric.close()
         await self._workloads.close()
         await self._driver.close()
+        self.builds.close()
         self.registries.close()
         self.images.close()
         self._store.close()
@@ -194,7 +197,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether anything runs or is about to: an idle daemon may end."""
-        return bool(self._store.active())
+        return bool(self._store.active()) or self.builds.busy
 
     async def _request(self, record: Record) -> Request:
         if any(m.kind is MountKind.VOLUME for m in record.spec.mounts):

@@ -97,6 +97,8 @@ class Lifecycle:
         self.after_removal: list[Callable[[Record], None]] = []
         self.after_settled: list[Callable[[Record], None]] = []  # after an end or a failed start
         self.exec_ended: Callable[[Ended], None] | None = None
+        # Workloads of the engine's own, by id, and who is told their end (steps of builds).
+        self.unrecorded: dict[str, Callable[[Ended], None]] = {}
 
     # --- what others may ask ------------------------------------------------------------------
 
@@ -323,6 +325,9 @@ class Lifecycle:
         if ended.exec_id is not None:
             if self.exec_ended is not None:
                 self.exec_ended(ended)
+            return
+        if (told := self.unrecorded.get(ended.id)) is not None:
+            told(ended)
             return
         record = self.store.find(ended.id)
         if record is not None and record.state is State.STARTING:

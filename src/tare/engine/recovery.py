@@ -14,10 +14,11 @@ that only a crash runs.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 from tare.engine import restart
-from tare.engine.driver import Held, Started
+from tare.engine.driver import Ended, Held, Started
 from tare.engine.lifecycle import Lifecycle, Seen
 from tare.errors import TareError
 from tare.model.record import Record, changed
@@ -48,7 +49,14 @@ async def reopen(lifecycle: Lifecycle) -> None:
     for record in lifecycle.store.active():
         settle_one(lifecycle, record, held)
     # A keeper that was killed may have left the traces of what it had just reaped or begun.
-    lifecycle.driver.strays(lambda identity: _has_process(lifecycle.store.find(identity)))
+    lifecycle.driver.strays(
+        lambda identity: (
+            identity in lifecycle.unrecorded or _has_process(lifecycle.store.find(identity))
+        )
+    )
+    for identity, told in list(lifecycle.unrecorded.items()):
+        if identity not in held:
+            told(Ended(identity, 255, time.time_ns(), known=False))
 
 
 def _has_process(record: Record | None) -> bool:

@@ -72,7 +72,7 @@ class Layers:
 
     def __init__(self, directory: Path, *, extract: bool) -> None:
         self._directory = directory
-        self._extract = extract
+        self.extracts = extract
         self._lock = threading.RLock()
         self._settling = threading.Lock()  # taken before `_lock`, never inside it
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ class Layers:
         try:
             measured = _Measured(stream, blob)
             with open_decompressed(measured, digest=True, read_ahead=True) as plain:
-                convert = self._extracted if self._extract else self._erofs
+                convert = self._extracted if self.extracts else self._erofs
                 summary = convert(_Affordable(plain, self._directory), work, durable=durable)
                 found = Digest(plain.digest)
                 size = plain.size
@@ -146,11 +146,11 @@ class Layers:
                 wanted = [digest for digest in dict.fromkeys(diff_ids) if digest in self._fresh]
                 for digest in wanted:
                     self._write_facts(digest)
-            if wanted and self._extract:
+            if wanted and self.extracts:
                 os.sync()  # thousands of files: one sync of the file system is the quickest
             # All was written before the first sync, whose journal commit serves the others.
             for digest in wanted:
-                for suffix in (".new",) if self._extract else (".new", ".erofs", ".recipe"):
+                for suffix in (".new",) if self.extracts else (".new", ".erofs", ".recipe"):
                     with contextlib.suppress(FileNotFoundError):  # removed or settled meanwhile
                         files.sync_file(self._path(digest, suffix))
             with self._lock:
@@ -193,7 +193,7 @@ class Layers:
     def verify(self, diff_id: Digest) -> None:
         """Read all of a layer; FailedError if anything in it was changed since it was made."""
         info = self.get(diff_id)
-        if self._extract:
+        if self.extracts:
             for _ in self.archive(diff_id):
                 pass
             return
@@ -222,7 +222,7 @@ class Layers:
                 if path.exists():
                     freed += path.stat().st_blocks * 512
                     path.unlink()
-            if self._extract:
+            if self.extracts:
                 freed += info.size
                 _remove_tree(info.path)
             return freed
@@ -278,7 +278,7 @@ class Layers:
     ) -> LayerInfo:
         with self._lock:
             if diff_id not in self._known:
-                if self._extract:
+                if self.extracts:
                     _remove_tree(self._path(diff_id, ""))
                     os.rename(work / "tree", self._path(diff_id, ""))
                     os.rename(work / "tar.zst", self._path(diff_id, ".tar.zst"))
@@ -296,7 +296,7 @@ class Layers:
     # -- reading one ------------------------------------------------------------------------
 
     def _archive_pieces(self, info: LayerInfo) -> Iterator[bytes]:
-        if self._extract:
+        if self.extracts:
             with (
                 open(self._path(info.diff_id, ".tar.zst"), "rb") as kept,
                 open_decompressed(kept, limits=Limits(ratio=None)) as plain,
@@ -331,7 +331,7 @@ class Layers:
         )
         return LayerInfo(
             diff_id=diff_id,
-            path=self._path(diff_id, "" if self._extract else ".erofs"),
+            path=self._path(diff_id, "" if self.extracts else ".erofs"),
             size=size,
             archive_size=archive_size,
             max_id=max_id,

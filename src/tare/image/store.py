@@ -100,6 +100,11 @@ class ImageStore:
         self._loose = self._index.lease()
         self._configs: dict[Digest, ImageConfig] = {}
 
+    @property
+    def extracts(self) -> bool:
+        """Whether layers are directories here, not EROFS files."""
+        return self._layers.extracts
+
     def close(self) -> None:
         """Close the index; nothing else is open."""
         self._index.close()
