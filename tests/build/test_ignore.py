@@ -1,4 +1,4 @@
-"""Ignore patterns against the published vectors of the reference matcher, and against a naive one."""
+"""Ignore patterns against the reference matcher's published vectors, and against a naive one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from tare.errors import InvalidError
 
 VECTORS = [
     json.loads(line)
-    for line in (Path(__file__).parents[1] / "data" / "dockerignore.jsonl")
-    .read_text()
-    .splitlines()
+    for line in (Path(__file__).parents[1] / "data" / "dockerignore.jsonl").read_text().splitlines()
 ]
 
 
@@ -81,6 +79,15 @@ def test_an_ignored_directory_is_walked_only_for_what_may_be_taken_back() -> Non
     assert not rules.may_take_back_below("src")
     assert wild.may_take_back_below("src")
     assert not IgnoreRules(["*"]).may_take_back_below("src")
+
+
+@pytest.mark.attack("A38")
+@pytest.mark.parametrize("pattern", ["!../secret", "!/../secret", "!a/../../secret", "!.."])
+def test_nothing_is_taken_back_from_above_the_context(pattern: str) -> None:
+    rules = IgnoreRules.parse(f"*\n{pattern}\n".encode())
+
+    assert rules.ignores("secret") == (pattern != "!/../secret")
+    assert rules.ignores("a/secret")
 
 
 def test_a_path_of_a_thousand_parts_is_judged() -> None:

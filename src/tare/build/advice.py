@@ -276,7 +276,11 @@ def _does(command: Command, verbs: dict[str, tuple[str, ...]]) -> bool:
 
 
 def _without_sudo(command: Command) -> Command:
-    return command[1:] if command[:1] == ("sudo",) else command
+    if program(command) != "sudo":
+        return command
+    words = bare(command)[1:]
+    options = next((n for n, word in enumerate(words) if not word.startswith("-")), len(words))
+    return words[options:]
 
 
 def _command(place: Place, command: Command) -> Iterator[Note]:

@@ -114,7 +114,8 @@ def test_lines_stay() -> None:
     [
         ("type=bind,source=$dir,target=/t", BindMount(target="/t", source="/d")),
         ("target=.", BindMount(target=".")),
-        ("from=img,src=/s,dst=/t,rw", BindMount(target="/t", source="/s", from_name="img", readonly=False)),
+        ("from=i,src=/s,dst=/t,rw",
+         BindMount(target="/t", source="/s", from_name="i", readonly=False)),
         ("target=/t,readonly=false", BindMount(target="/t", readonly=False)),
         ("type=cache,target=$dir/c/", CacheMount(target="/d/c/", cache_id="/d/c")),
         (
@@ -125,7 +126,8 @@ def test_lines_stay() -> None:
         ("type=tmpfs,target=/t", TmpfsMount(target="/t")),
         ("type=tmpfs,target=/t,size=1.5m", TmpfsMount(target="/t", size=3 << 19)),
         ("type=secret,id=s", SecretMount(secret_id="s", target="/run/secrets/s")),
-        ("type=secret,target=/x/s,required", SecretMount(secret_id="s", target="/x/s", required=True)),
+        ("type=secret,target=/x/s,required",
+         SecretMount(secret_id="s", target="/x/s", required=True)),
         ("type=secret,id=s,env=S", SecretMount(secret_id="s", variable="S")),
         ("type=secret,id=s,env=", SecretMount(secret_id="s", variable="s")),
         ("type=secret,src=s,env=S,target=/s,mode=440,uid=1",

@@ -128,7 +128,7 @@ def test_directives_stand_at_the_top_alone(text: str, escape: str) -> None:
         ("# escape=`\n# escape=`\nRUN y", "only one escape parser directive can be used"),
         ("CMD [1]", "arrays must be comprised of strings only"),
         ("RUN <<E\nx", "unterminated heredoc"),
-        ("ENV a=b c", "can't find = in \"c\""),
+        ("ENV a=b c", 'can\'t find = in "c"'),
         ("LABEL a", "LABEL must have two arguments"),
     ],
 )

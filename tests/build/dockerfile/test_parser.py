@@ -190,6 +190,27 @@ def test_files_may_stand_in_the_dockerfile() -> None:
     )
 
 
+@pytest.mark.attack("A38")
+def test_the_name_of_a_here_document_leads_nowhere() -> None:
+    copy = one("COPY <<../../etc/x </etc/y <</a/z /d/\n../../etc/x\n/a/z")
+    run = one("RUN <<../../e\n#!/x\n../../e")
+
+    assert isinstance(copy, Copy)
+    assert isinstance(run, Run)
+    assert [file.name for file in copy.files] == ["x", "z"]
+    assert run.execution().arguments == ("/dev/pipes/e",)
+    assert "cannot be a file" in refusal("FROM a\nCOPY <<a/.. /d/\na/..").reason
+
+
+@pytest.mark.attack("A38")
+def test_a_frontend_is_told_and_changes_nothing() -> None:
+    plain = file("FROM a\nRUN x\n")
+    foreign = file("# syntax=evil.example/frontend@sha256:0\nFROM a\nRUN x\n")
+
+    assert foreign.directives.syntax == "evil.example/frontend@sha256:0"
+    assert foreign.stages == plain.stages
+
+
 def test_env_and_label_have_pairs() -> None:
     assert one('ENV a=1 b="2 3"') == Env(
         place=one("ENV a=1").place, pairs=(Pair("a", "1"), Pair("b", '"2 3"'))
@@ -380,10 +401,11 @@ def test_bytes_that_are_no_text_are_refused(text: bytes, reason: str) -> None:
 
 
 PIECES = (
-    "FROM", "a", " ", "\n", "RUN", "COPY", "--", "--mount=", "type=", "cache", ",", "target=", "=",
-    "<<", "EOF", "'", '"', "\\", "\\\n", "#", "# escape=`\n", "`", "$", "{", "}", ":-", "[", "]", "ONBUILD",
-    "ENV", "ARG", "HEALTHCHECK", "CMD", "EXPOSE", "80", "\t", "\r\n", "\x1c", "\x00", "\u2028", "é", "😀",
-    "AS", "LABEL", "SHELL", "VOLUME", "ADD", "--from=", "--chown", "\n\n", "-", "0", "5s", "--interval=",
+    "FROM", "a", " ", "\n", "RUN", "COPY", "--", "--mount=", "type=", "cache", ",", "target=",
+    "=", "<<", "EOF", "'", '"', "\\", "\\\n", "#", "# escape=`\n", "`", "$", "{", "}", ":-", "[",
+    "]", "ONBUILD", "ENV", "ARG", "HEALTHCHECK", "CMD", "EXPOSE", "80", "\t", "\r\n", "\x1c",
+    "\x00", "\u2028", "é", "😀", "AS", "LABEL", "SHELL", "VOLUME", "ADD", "--from=", "--chown",
+    "\n\n", "-", "0", "5s", "--interval=",
 )  # fmt: skip
 
 

@@ -70,7 +70,9 @@ def test_global_arguments_see_those_before_them_and_build_arguments() -> None:
 
 
 def test_from_takes_global_arguments_for_image_and_platform() -> None:
-    found = parse(b"ARG T=x\nFROM --platform=$TARGETPLATFORM a:${T}\nFROM $U\nFROM --platform=$U a\n")
+    found = parse(
+        b"ARG T=x\nFROM --platform=$TARGETPLATFORM a:${T}\nFROM $U\nFROM --platform=$U a\n"
+    )
     known = arguments(found, {})
 
     assert base_of(found.stages[0], known) == Base("a:x", "linux/arm/v7")
@@ -143,7 +145,7 @@ def test_proxies_come_in_both_cases_of_letters() -> None:
 def test_a_file_that_doubles_a_variable_ends_at_a_bound() -> None:
     text = "FROM a\nENV A=" + "x" * 1000 + "\n" + "ENV A=$A$A\n" * 60
 
-    with pytest.raises(DockerfileError, match="expands to more|longer than") as caught:
+    with pytest.raises(DockerfileError, match=r"expands to more|longer than") as caught:
         after(text)
 
     assert caught.value.lines.first > 2

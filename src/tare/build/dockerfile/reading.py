@@ -24,6 +24,7 @@ from tare.build.dockerfile.instructions import (
     Expose,
     From,
     Healthcheck,
+    Heredoc,
     InlineFile,
     Instruction,
     Label,
@@ -217,8 +218,16 @@ def _paths(node: Node) -> tuple[tuple[str, ...], tuple[InlineFile, ...], str]:
         if document is None:
             paths.append(source)
         else:
-            files.append(InlineFile(document.name, document.text, document.expand))
+            files.append(InlineFile(_file_name(document), document.text, document.expand))
     return tuple(paths), tuple(files), destination
+
+
+def _file_name(document: Heredoc) -> str:
+    """The last part of a document's name: it is a file's, and must not lead anywhere."""
+    name = document.name.rpartition("/")[2]
+    if name in ("", ".", ".."):
+        raise _Wrong(f"a heredoc named {quoted(document.name)} cannot be a file", document.name)
+    return name
 
 
 def _add(node: Node, flags: Flags) -> Add:
