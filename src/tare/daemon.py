@@ -36,6 +36,7 @@ from tare.errors import FailedError, TareError
 from tare.run import rootless
 
 if TYPE_CHECKING:
+    from tare.api.metrics import MetricsServer
     from tare.api.registry.server import RegistryServer
 
 log = logging.getLogger("tare.daemon")
@@ -138,9 +139,11 @@ async def serve(paths: Paths, *, foreground: bool) -> None:
         raise
     server = Server(engine, group=group)
     registry: RegistryServer | None = None
+    metrics: MetricsServer | None = None
     try:
         await server.start(listening)
         registry = await _registry(engine)
+        metrics = await _metrics(engine)
         # What exists now lives as long as the daemon; the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -157,6 +160,8 @@ async def serve(paths: Paths, *, foreground: bool) -> None:
             paths.socket.unlink(missing_ok=True)
         if registry is not None:
             await registry.close(2.0)
+        if metrics is not None:
+            await metrics.close()
         await server.close()
         await engine.close()
 
@@ -178,6 +183,23 @@ async def _registry(engine: Engine) -> RegistryServer | None:
         return None
     log.info("the registry listens on %s", ", ".join(registry.addresses))
     return registry
+
+
+async def _metrics(engine: Engine) -> MetricsServer | None:
+    """Figures by TCP, where that is configured; the engine works without them too."""
+    if engine.config.metrics is None:
+        return None
+    from tare.api.metrics import MetricsServer
+
+    server = MetricsServer(engine, *engine.config.metrics)
+    try:
+        host, port = await server.start()
+    except OSError as error:
+        log.error("metrics are not served: %s", error)
+        await server.close()
+        return None
+    log.info("metrics are served on http://%s:%d/metrics", host, port)
+    return server
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -332,6 +332,13 @@ class Budgets:
 
     # --- look -----------------------------------------------------------------------------------
 
+    def summary(self) -> View:
+        """The engine's budget without what must be counted."""
+        shares = self.shares()
+        reserved = sum((share.holds for share in shares), Amount())
+        memory, nano_cpus = arithmetic.reservable(self.engine)
+        return View("", self.engine, reserved, memory, nano_cpus)
+
     async def views(self) -> list[View]:
         """The engine's budget and those of the projects, as they stand."""
         used = await self.count_disk()

@@ -30,6 +30,9 @@
     pools = ["10.77.0.0/16:24"]        # subnets are cut from these, here 256 of them
     icc = false                        # whether containers of the default network reach each other
 
+    [metrics]
+    listen = "127.0.0.1:9323"          # GET /metrics for Prometheus, and nothing else
+
 A table is one field of `Config` and one function in `_TABLES` that reads it; each takes all its
 keys from a `Table`, and whatever it did not take is refused. Errors name file, line and key.
 
@@ -67,6 +70,8 @@ class Config:
     registry: ServeSettings | None = None
     """The registry to serve, if one is."""
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    metrics: tuple[str, int] | None = None
+    """Where figures for Prometheus are served by TCP, if anywhere."""
 
 
 class Table:
@@ -374,8 +379,19 @@ def _pool(table: Table, text: str) -> tuple[str, int]:
     return str(prefix), length
 
 
+def _metrics(config: Config, table: Table) -> Config:
+    text = table.text("listen")
+    if not text:
+        return config
+    try:
+        return replace(config, metrics=parse_listen(text))
+    except InvalidError as error:
+        table.refuse("listen", f"is {error}")
+
+
 _TABLES: Final[dict[str, Callable[[Config, Table], Config]]] = {
     "registries": _registries,
     "registry": _served,
     "network": _network,
+    "metrics": _metrics,
 }

@@ -46,6 +46,7 @@ from tare.engine.volumes import Volumes
 from tare.engine.workloads import Workloads
 from tare.image.store import ImageStore
 from tare.kernel import cgroup
+from tare.model.explanation import Explanation
 from tare.model.record import Check, Info, Record
 from tare.model.spec import MountKind
 
@@ -193,6 +194,12 @@ class Engine:
         from tare.engine.doctor import examine
 
         return await asyncio.to_thread(examine, self.paths)
+
+    async def explain(self, ref: str) -> Explanation:
+        """Why a container is as it is, in sentences; MissingError."""
+        from tare.engine.explain import explain
+
+        return await explain(self._core, ref)
 
     @property
     def busy(self) -> bool:

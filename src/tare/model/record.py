@@ -177,6 +177,18 @@ class NetworkCount:
     tx_dropped: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class PressureShare:
+    """Percent of the last 10 and 60 s in which some, or all, tasks waited; and us so far."""
+
+    some10: float = 0.0
+    some60: float = 0.0
+    full10: float = 0.0
+    full60: float = 0.0
+    some_us: int = 0
+    full_us: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """What a container used, read from its cgroup once; CPU times are totals in ns.
@@ -200,11 +212,14 @@ class Sample:
     memory_failures: int = 0
     memory_limit: int = 0
     memory_stats: Mapping[str, int] = field(default_factory=dict)
+    cache: int = 0  # of the memory: pages of files, which can be dropped
+    oom_kills: int = 0
     pids: int = 0
     pids_limit: int = 0  # 0: none
     block_bytes: tuple[BlockCount, ...] = ()
     block_ops: tuple[BlockCount, ...] = ()
     networks: Mapping[str, NetworkCount] = field(default_factory=dict)  # by interface
+    pressure: Mapping[str, PressureShare] = field(default_factory=dict)  # cpu, memory, io
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tare.model.record import BlockCount, Record, Sample
+from tare.model.record import BlockCount, NetworkCount, Record, Sample
 from tare.wire.values import rfc3339
 
 Json = dict[str, object]
@@ -85,5 +85,24 @@ def stats(record: Record, sample: Sample | None, before: Sample | None) -> Json:
         "io_service_bytes_recursive": _blocks(sample.block_bytes),
         "io_serviced_recursive": _blocks(sample.block_ops),
     }  # fmt: skip
-    found["networks"] = {}
+    found["networks"] = {name: _network(one) for name, one in sample.networks.items()}
+    found["Tare"] = {
+        "Cache": sample.cache,
+        "OOMKills": sample.oom_kills,
+        "Pressure": {
+            name: {
+                "Some10": one.some10, "Some60": one.some60, "SomeUs": one.some_us,
+                "Full10": one.full10, "Full60": one.full60, "FullUs": one.full_us,
+            }
+            for name, one in sample.pressure.items()
+        },
+    }  # fmt: skip
     return found
+
+
+def _network(one: NetworkCount) -> Json:
+    return {
+        "rx_bytes": one.rx_bytes, "rx_packets": one.rx_packets, "rx_errors": one.rx_errors,
+        "rx_dropped": one.rx_dropped, "tx_bytes": one.tx_bytes, "tx_packets": one.tx_packets,
+        "tx_errors": one.tx_errors, "tx_dropped": one.tx_dropped,
+    }  # fmt: skip

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from aiohttp import web
+from multidict import CIMultiDict
 
-from tare.api.call import Call, answer, encoded, stream
+from tare.api.call import HEADERS, Call, answer, encoded, stream
+from tare.api.metrics import CONTENT_TYPE, Page
 from tare.api.routing import Routes
 from tare.api.streams import MULTIPLEXED, RAW, frame
 from tare.errors import InvalidError, TareError
 from tare.model.record import LogQuery, Record, Sample
+from tare.wire import explain as wire_explain
 from tare.wire import stats as wire_stats
 from tare.wire import system
 from tare.wire.values import rfc3339
@@ -60,6 +64,27 @@ async def _stats(call: Call) -> web.StreamResponse:
             before, sample = sample, await _sample(call, record)
     await response.write_eof()
     return response
+
+
+async def _all_stats(call: Call) -> web.StreamResponse:
+    found = await call.engine.containers.samples()
+    return answer([wire_stats.stats(record, sample, None) for record, sample in found])
+
+
+_PAGES: Final[WeakKeyDictionary[object, Page]] = WeakKeyDictionary()
+
+
+async def _metrics(call: Call) -> web.StreamResponse:
+    page = _PAGES.get(call.engine)
+    if page is None:
+        page = _PAGES[call.engine] = Page(call.engine)
+    return web.Response(
+        body=await page.text(), headers=CIMultiDict({**HEADERS, "Content-Type": CONTENT_TYPE})
+    )
+
+
+async def _explain(call: Call) -> web.StreamResponse:
+    return answer(wire_explain.explanation(await call.engine.explain(call.text("name"))))
 
 
 def _tail(call: Call) -> int | None:
@@ -123,3 +148,6 @@ def install(routes: Routes) -> None:
     routes.add("GET", "/containers/{ref}/stats", _stats)
     routes.add("GET", "/containers/{ref}/logs", _logs)
     routes.add("GET", "/events", _events)
+    routes.add("GET", "/tare/stats", _all_stats)
+    routes.add("GET", "/tare/explain", _explain)
+    routes.add("GET", "/metrics", _metrics)

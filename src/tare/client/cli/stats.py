@@ -25,11 +25,13 @@ HEADERS = {
     "NetIO": "NET I/O",
     "BlockIO": "BLOCK I/O",
     "PIDs": "PIDS",
+    "Cache": "CACHE",
+    "Pressure": "PRESSURE",
 }
 _COLUMNS = ("ID", "Name", "CPUPerc", "MemUsage", "MemPerc", "NetIO", "BlockIO", "PIDs")
+_OWN = ("Cache", "Pressure")  # in the table, behind Docker's
 _FIRST_SECONDS = 0.5  # between the two samples that make the first CPU figure
 _SECONDS = 1.0
-_CLEAR = b"\x1b[H\x1b[J"
 
 
 def run(daemon: Daemon, flags: Flags, names: list[str]) -> int:
@@ -45,19 +47,26 @@ def run(daemon: Daemon, flags: Flags, names: list[str]) -> int:
         time.sleep(pause)
         now = _samples(daemon, names, everything=flags.flag("all"))
         rows = [_row(name, sample, before.get(name), whole=whole) for name, sample in now.items()]
-        table = render(form, _COLUMNS, HEADERS, rows).encode("utf-8", "replace")
-        write_out((_CLEAR if redrawn and not once else b"") + table)
+        table = render(form, (*_COLUMNS, *_OWN), HEADERS, rows).encode("utf-8", "replace")
+        if redrawn and not once:
+            table = frame(table)
+        write_out(table)
         if once:
             return 0
         before, pause = now, _SECONDS
 
 
 def _samples(daemon: Daemon, names: list[str], *, everything: bool) -> dict[str, Json]:
-    wanted = names
-    if not wanted:
-        listed = document.items(daemon.call("GET", target("/containers/json", {"all": everything})))
-        wanted = [text(each, "Id") for each in listed]
     samples: dict[str, Json] = {}
+    wanted = names
+    if not names:
+        # All that run come in one answer, however many there are.
+        running = document.items(daemon.call("GET", "/tare/stats"))
+        samples = {text(each, "id"): each for each in running}
+        if not everything:
+            return samples
+        listed = document.items(daemon.call("GET", target("/containers/json", {"all": True})))
+        wanted = [name for each in listed if (name := text(each, "Id")) not in samples]
     for name in wanted:
         where = f"/containers/{segment(name)}/stats?stream=0&one-shot=1"
         try:
@@ -85,7 +94,43 @@ def _row(name: str, sample: Json, before: Json, *, whole: bool) -> dict[str, str
         "NetIO": f"{units.human_size(received, 3)} / {units.human_size(sent, 3)}",
         "BlockIO": f"{units.human_size(read, 3)} / {units.human_size(written, 3)}",
         "PIDs": str(number(sample, "pids_stats", "current")),
+        "Cache": units.binary_size(number(sample, "Tare", "Cache")),
+        "Pressure": _pressure(sample),
     }
+
+
+def frame(table: bytes) -> bytes:
+    """*table* as one redraw: each line over the old one, what is left below is cleared.
+
+    Clearing first would flicker. What does not fit on the screen is left out: a terminal that
+    scrolls keeps a copy of every second.
+    """
+    lines = table.splitlines()
+    height, width = terminal.size(1)
+    if height and len(lines) >= height:
+        hidden = len(lines) - height + 2
+        lines = [*lines[: height - 2], b"... and %d more" % hidden]
+    if width:
+        lines = [_cut(line, width) for line in lines]
+    return b"\x1b[H" + b"".join(line + b"\x1b[K\r\n" for line in lines) + b"\x1b[J"
+
+
+def _cut(line: bytes, width: int) -> bytes:
+    text_ = line.decode("utf-8", "replace")
+    return text_[:width].rstrip().encode()
+
+
+def _pressure(sample: Json) -> str:
+    """``cpu 12% io 3%``: how much of the last 10 s something waited; - where it is not told."""
+    found = document.mapping(sample, "Tare", "Pressure")
+    if not found:
+        return "-"
+    words = []
+    for name in ("cpu", "memory", "io"):
+        value = document.field(found, name, "Some10")
+        if isinstance(value, (int, float)) and value >= 0.5:
+            words.append(f"{'mem' if name == 'memory' else name} {value:.0f}%")
+    return " ".join(words) or "0%"
 
 
 def cpu_percent(sample: Json, before: Json) -> float:
