@@ -365,29 +365,105 @@ def restart_policy(text: str) -> dict[str, Json]:
 def _network(flags: Flags, body: dict[str, Json], host: dict[str, Json]) -> None:
     if flags.given("add-host"):
         host["ExtraHosts"] = [_extra_host(word) for word in flags.list("add-host")]
-    networks = flags.list("network")
-    if networks:
-        host["NetworkMode"] = networks[0]
-    endpoint: dict[str, Json] = {}
-    if flags.given("network-alias"):
-        endpoint["Aliases"] = list(flags.list("network-alias"))
-    if flags.given("mac-address"):
-        endpoint["MacAddress"] = flags.text("mac-address")
-    addresses: dict[str, Json] = {}
-    if flags.given("ip"):
-        addresses["IPv4Address"] = flags.text("ip")
-    if flags.given("ip6"):
-        addresses["IPv6Address"] = flags.text("ip6")
-    if flags.given("link-local-ip"):
-        addresses["LinkLocalIPs"] = list(flags.list("link-local-ip"))
-    if addresses:
-        endpoint["IPAMConfig"] = addresses
-    if endpoint or len(networks) > 1:
-        body["NetworkingConfig"] = {
-            "EndpointsConfig": {
-                name: endpoint if at == 0 else {} for at, name in enumerate(networks or ["default"])
-            }
-        }
+    if flags.given("network-rate"):
+        host["NetworkRate"] = units.size(flags.text("network-rate"))
+    named = [_named_network(word) for word in flags.list("network")]
+    if named:
+        host["NetworkMode"] = named[0][0]
+    first = endpoint(
+        aliases=flags.list("network-alias"),
+        addresses={"IPv4Address": flags.text("ip"), "IPv6Address": flags.text("ip6")},
+        link_local=flags.list("link-local-ip"),
+        mac=flags.text("mac-address"),
+    )
+    if not named:
+        named = [("default", {})]
+    name, given = named[0]
+    twice = [key for key in first if key in given]
+    if twice:
+        raise InvalidError(
+            f"conflicting options: {twice[0]} of the network {name} is said twice", exit_code=125
+        )
+    named[0] = (name, {**given, **first})
+    endpoints: dict[str, Json] = {}
+    for name, one in named:
+        if name in endpoints:
+            raise InvalidError(f"network {name!r} is specified multiple times", exit_code=125)
+        endpoints[name] = one
+    if len(endpoints) > 1 or any(endpoints.values()):
+        body["NetworkingConfig"] = {"EndpointsConfig": endpoints}
+
+
+def endpoint(
+    *,
+    aliases: list[str],
+    links: list[str] | None = None,
+    addresses: dict[str, str] | None = None,
+    link_local: list[str] | None = None,
+    mac: str = "",
+    priority: int = 0,
+    options: dict[str, Json] | None = None,
+) -> dict[str, Json]:
+    """``EndpointSettings``, only of what was asked for."""
+    ipam: dict[str, Json] = {key: value for key, value in (addresses or {}).items() if value}
+    if link_local:
+        ipam["LinkLocalIPs"] = [*link_local]
+    fields: dict[str, Json] = {
+        "Aliases": [*aliases],
+        "Links": [*(links or ())],
+        "MacAddress": mac,
+        "IPAMConfig": ipam,
+        "GwPriority": priority,
+        "DriverOpts": options or {},
+    }
+    return {key: value for key, value in fields.items() if value}
+
+
+_NETWORK_FIELDS = (
+    "alias",
+    "driver-opt",
+    "gw-priority",
+    "ip",
+    "ip6",
+    "link-local-ip",
+    "mac-address",
+)
+
+
+def _named_network(word: str) -> tuple[str, dict[str, Json]]:
+    """``NAME`` or ``name=NAME,alias=A,ip=10.0.0.2`` of --network."""
+    if "=" not in word:
+        return word, {}
+    given: dict[str, list[str]] = {}
+    for part in word.split(","):
+        key, equals, value = part.partition("=")
+        key = key.strip().lower()
+        if not equals or (key != "name" and key not in _NETWORK_FIELDS):
+            raise InvalidError(
+                f"invalid field {part!r} of --network {word!r}",
+                hint=f"Write name=NAME and any of: {', '.join(_NETWORK_FIELDS)}.",
+                exit_code=125,
+            )
+        given.setdefault(key, []).append(value.strip())
+    if len(given.get("name", ())) != 1:
+        raise InvalidError(f"--network {word!r} names no network: name=...", exit_code=125)
+
+    def last(key: str) -> str:
+        return given.get(key, [""])[-1]
+
+    priority = last("gw-priority") or "0"
+    try:
+        number = int(priority)
+    except ValueError:
+        raise InvalidError(f"invalid gw-priority: {priority!r}", exit_code=125) from None
+    return last("name"), endpoint(
+        aliases=given.get("alias", []),
+        addresses={"IPv4Address": last("ip"), "IPv6Address": last("ip6")},
+        link_local=given.get("link-local-ip"),
+        mac=last("mac-address"),
+        priority=number,
+        options=dict(pairs(given.get("driver-opt", []))),
+    )
 
 
 def _extra_host(word: str) -> str:
