@@ -67,12 +67,12 @@ class Kernels:
     """The owner of ``STATE/kernels``."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
 
     def ready(self) -> list[Kernel]:
         """The kernels that are there, the newest last."""
         found = []
-        for path in sorted(self._directory.glob("*/package"), key=_age):
+        for path in sorted(self.directory.glob("*/package"), key=_age):
             with contextlib.suppress(OSError, ValueError, KeyError):
                 found.append(self._kernel(path.parent))
         return found
@@ -91,12 +91,12 @@ class Kernels:
 
     def blank(self, size: int) -> Path:
         """An empty ext4 file system of *size* bytes, sparse; MissingError without mke2fs."""
-        path = self._directory / f"blank-{size}.ext4"
+        path = self.directory / f"blank-{size}.ext4"
         if path.exists():
             return path
         program = _program("mke2fs", "e2fsprogs")
         with self._locked():
-            temporary = self._directory / ".tmp-blank"
+            temporary = self.directory / ".tmp-blank"
             temporary.unlink(missing_ok=True)
             temporary.touch()
             os.truncate(temporary, size)
@@ -113,7 +113,7 @@ class Kernels:
 
     def skeleton(self) -> Path:
         """The directory that QEMU's sandbox has as its root."""
-        root = self._directory / "root"
+        root = self.directory / "root"
         if not (root / "run").is_dir():
             for name in ("usr", "etc", "dev", "proc", "sys", "machine", "tare", "run"):
                 (root / name).mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -139,7 +139,7 @@ class Kernels:
         digest = hashlib.sha256()
         for name in (*_SOURCES, *_HEADERS):
             digest.update((GUEST / name).read_bytes())
-        path = self._directory / f"init-{digest.hexdigest()[:16]}"
+        path = self.directory / f"init-{digest.hexdigest()[:16]}"
         if not path.exists():
             compiler = shutil.which("cc") or shutil.which("gcc")
             if compiler is None:
@@ -148,7 +148,7 @@ class Kernels:
                     " compiler",
                     hint="apt-get install gcc libc6-dev",
                 )
-            temporary = self._directory / f".tmp-init-{os.getpid()}"
+            temporary = self.directory / f".tmp-init-{os.getpid()}"
             _run(
                 [compiler, "-static", "-O2", "-s", "-D_GNU_SOURCE", "-o", os.fspath(temporary),
                  *(os.fspath(GUEST / name) for name in _SOURCES)],
@@ -161,8 +161,8 @@ class Kernels:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -171,7 +171,7 @@ class Kernels:
 
     def _tidy(self) -> None:
         """Delete what a crash left half made."""
-        for path in self._directory.glob(".tmp-*"):
+        for path in self.directory.glob(".tmp-*"):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -215,10 +215,10 @@ class Kernels:
         match = _VERSION.fullmatch(name)
         if match is None:
             raise FailedError(f"{PACKAGE} depends on no kernel image ({name[:80]})")
-        final = self._directory / match[1]
+        final = self.directory / match[1]
         if (final / "package").exists():
             return final
-        temporary = self._directory / ".tmp-kernel"
+        temporary = self.directory / ".tmp-kernel"
         temporary.mkdir()
         _run(
             [_program("apt-get", "apt"), "-o", "APT::Sandbox::User=root",

@@ -155,7 +155,7 @@ class Link:
         except OSError:
             data = b""
         if not data:
-            self._end("the connection ended")
+            self._end("QEMU ended")
             return
         try:
             for one in self._decoder.feed(data):
