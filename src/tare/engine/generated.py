@@ -119,6 +119,7 @@ def write_linked(directory: str, record: Record, networks: Mapping[str, NetworkR
         gateway=gateway,
     )
     _put(f"{directory}/hosts", text)
+    _put(f"{directory}/hostname", hostname(spec, record.id) + "\n")
     known = [networks[place.network_id] for place in places if place.network_id in networks]
     _put(f"{directory}/resolv.conf", linked_resolv_conf(spec, known, _read("/etc/resolv.conf")))
 
