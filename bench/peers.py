@@ -318,7 +318,7 @@ def tare(directory: Path, archive: Path) -> Iterator[Engine]:
     endpoint = base / "run/tare.sock"
     with _cgroups_removed(environment["TARE_CGROUP_PARENT"]), contextlib.ExitStack() as stack:
         stack.callback(_unmount_below, base)
-        stack.callback(_stop_keeper, base / "run/keeper.pid", str(base))
+        stack.callback(_stop_keeper, base / "run/keeper.lock", str(base))
         daemon = Daemon([str(ROOT / ".venv/bin/tared")], base / "daemon.log", environment)
         stack.callback(daemon.stop)
         engine = Engine("tare", str(endpoint), [str(client)], str(base), environment)
@@ -333,7 +333,7 @@ def _stop_keeper(pid_file: Path, mark: str) -> None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         pid = int(pid_file.read_text().split()[0])
         if mark.encode() in Path(f"/proc/{pid}/environ").read_bytes():
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGKILL)  # all that ends a keeper
 
 
 def _version(engine: Engine) -> str:

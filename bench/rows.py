@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from engines import IMAGE, Api, BenchError, Engine
+from engines import IMAGE, BenchError, Engine
 from peers import Runtime
 
 Once = Callable[[], float]
@@ -80,10 +80,10 @@ def _running(engine: Engine, name: str = "") -> Iterator[str]:
 
 @contextlib.contextmanager
 def _runtime(stage: Stage) -> Iterator[dict[str, Once]]:
-    """Start to exit of a container that exists: the runtime alone, as far as its door allows.
+    """Start to exit of a container, by the runtime alone.
 
-    runc and crun are programs, so theirs includes their own start; tare's runtime stands behind
-    its API, so its figure includes two requests. The floor includes nothing at all.
+    runc and crun are programs, so theirs includes their own start; tare's keeper is there already,
+    and its figure includes one request and one event. The floor includes nothing at all.
     """
     subjects: dict[str, Once] = {}
     with contextlib.ExitStack() as stack:
@@ -91,25 +91,13 @@ def _runtime(stage: Stage) -> Iterator[dict[str, Once]]:
             subjects["floor"] = _floor_once(stage, stage.floor)
         for runtime in stage.runtimes:
             subjects[runtime.name] = _timed(runtime.run_true)
-        for engine in stage.engines:
-            if engine.name == "tare":
-                api = engine.api()
-                stack.callback(api.close)
-                subjects["tare"] = _start_once(api)
+        if any(engine.name == "tare" for engine in stage.engines):
+            from keeper import DirectKeeper
+
+            direct = DirectKeeper(stage.directory, stage.rootfs)
+            stack.callback(direct.close)
+            subjects["tare"] = direct.run_true
         yield subjects
-
-
-def _start_once(api: Api) -> Once:
-    def once() -> float:
-        container = api.create("true")
-        began = time.perf_counter()
-        api.start(container)
-        api.wait(container)
-        took = time.perf_counter() - began
-        api.remove(container)
-        return took * 1e3
-
-    return once
 
 
 def _floor_once(stage: Stage, program: Path) -> Once:
