@@ -19,7 +19,6 @@ BASE = archives.layer({"etc/hello": b"hello\n" * 300_000, "empty": b""})
 TOP = archives.layer({f"many/{i}": b"%d" % i for i in range(300)})
 CONFIG = archives.config([BASE, TOP], Cmd=["/bin/sh"])
 NAMES = ["app:1", "app:2", "team/tool:x", "ghcr.io/o/r:1", "localhost:5000/own:1"]
-HOST = "localhost:5000"
 
 
 @pytest.fixture(params=["erofs", "extracted"])
@@ -33,8 +32,8 @@ def state(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 def test_an_image_has_one_manifest_of_plain_layers_that_never_changes(state: Path) -> None:
     images = EngineImages(state)
 
-    document = images.manifest("app", "1", HOST)
-    again = EngineImages(state).manifest("app", "2", HOST)
+    document = images.manifest("app", "1")
+    again = EngineImages(state).manifest("app", "2")
 
     assert document is not None
     assert document == again
@@ -47,12 +46,12 @@ def test_an_image_has_one_manifest_of_plain_layers_that_never_changes(state: Pat
     assert {layer["mediaType"] for layer in value["layers"]} == {
         "application/vnd.oci.image.layer.v1.tar"
     }
-    assert images.manifest("app", document.digest, HOST) == document
+    assert images.manifest("app", document.digest) == document
 
 
 @pytest.mark.parametrize("content", [BASE, TOP, CONFIG], ids=["base", "top", "config"])
 def test_the_bytes_are_those_that_were_loaded(state: Path, content: bytes) -> None:
-    blob = EngineImages(state).blob("app", ContentDigest.of(content), HOST)
+    blob = EngineImages(state).blob("app", ContentDigest.of(content))
 
     assert blob is not None
     assert blob.size == len(content)
@@ -62,39 +61,38 @@ def test_the_bytes_are_those_that_were_loaded(state: Path, content: bytes) -> No
 def test_names_are_short_for_the_hub_and_whole_for_others(state: Path) -> None:
     images = EngineImages(state)
 
-    assert images.repositories("") == ["app", "ghcr.io/o/r", "team/tool"]
-    assert images.repositories(HOST) == ["app", "ghcr.io/o/r", "own", "team/tool"]
-    assert images.tags("app", HOST) == ["1", "2"]
-    for repository, tag in (("team/tool", "x"), ("ghcr.io/o/r", "1"), ("own", "1"),
+    assert images.repositories() == ["app", "ghcr.io/o/r", "team/tool"]
+    assert images.tags("app") == ["1", "2"]
+    for repository, tag in (("team/tool", "x"), ("ghcr.io/o/r", "1"),
                             ("library/app", "1"), ("docker.io/library/app", "1")):  # fmt: skip
-        assert images.manifest(repository, tag, HOST) is not None
-    assert images.manifest("own", "1", "other:5000") is None
+        assert images.manifest(repository, tag) is not None
+    assert images.manifest("own", "1") is None
 
 
 def test_a_repository_has_only_what_is_its_own(state: Path) -> None:
     images = EngineImages(state)
-    document = images.manifest("app", "1", HOST)
+    document = images.manifest("app", "1")
     assert document is not None
 
-    assert images.manifest("ap", "1", HOST) is None
-    assert images.manifest("app", "3", HOST) is None
-    assert images.manifest("nothing", document.digest, HOST) is None
-    assert images.blob("nothing", ContentDigest.of(BASE), HOST) is None
-    assert images.blob("app", ContentDigest.of(b"other"), HOST) is None
-    assert images.blob("app", ContentDigest.of(BASE, "sha512"), HOST) is None
-    assert images.tags("a" * 64, "") == []
+    assert images.manifest("ap", "1") is None
+    assert images.manifest("app", "3") is None
+    assert images.manifest("nothing", document.digest) is None
+    assert images.blob("nothing", ContentDigest.of(BASE)) is None
+    assert images.blob("app", ContentDigest.of(b"other")) is None
+    assert images.blob("app", ContentDigest.of(BASE, "sha512")) is None
+    assert images.tags("a" * 64) == []
 
 
 def test_no_engine_means_no_images(tmp_path: Path) -> None:
     images = EngineImages(tmp_path)
 
-    assert images.repositories(HOST) == []
-    assert images.manifest("app", "1", HOST) is None
+    assert images.repositories() == []
+    assert images.manifest("app", "1") is None
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_layer_is_read_to_its_end_though_the_engine_deletes_it(state: Path) -> None:
-    blob = EngineImages(state).blob("app", ContentDigest.of(BASE), HOST)
+    blob = EngineImages(state).blob("app", ContentDigest.of(BASE))
     assert blob is not None
     pieces = blob.pieces()
     first = next(pieces)

@@ -25,8 +25,7 @@ async def get(call: Call) -> web.StreamResponse:
         if call.head:
             await asyncio.to_thread(call.site.store.want, name, found)
         return await call.send_file(found.path, found.size, headers)
-    pieces = await asyncio.to_thread(found.pieces)
-    return await call.send_pieces(pieces, found.size, headers)
+    return await call.send_pieces(found.pieces, found.size, headers)
 
 
 async def find(call: Call, name: str, digest: ContentDigest) -> Blob | EngineBlob:
@@ -34,7 +33,7 @@ async def find(call: Call, name: str, digest: ContentDigest) -> Blob | EngineBlo
     try:
         return call.site.store.blob(name, digest)
     except DistributionError:
-        found = await call.site.ask(EngineImages.blob, name, digest, call.host)
+        found = await call.site.ask(EngineImages.blob, name, digest)
         if found is None:
             raise
         return found

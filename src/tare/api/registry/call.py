@@ -68,11 +68,6 @@ class Call:
         self.query = request.rel_url.query
 
     @property
-    def host(self) -> str:
-        """How the client calls this registry; only for finding an engine's image of that name."""
-        return self.request.headers.get("Host", "").lower()
-
-    @property
     def head(self) -> bool:
         """Is only the head of the answer asked for?"""
         return self.request.method == "HEAD"
@@ -162,13 +157,15 @@ class Call:
         return response
 
     async def send_pieces(
-        self, pieces: Iterator[bytes], size: int, headers: dict[str, str]
+        self, make: Callable[[], Iterator[bytes]], size: int, headers: dict[str, str]
     ) -> web.StreamResponse:
         """Bytes that are made as they are sent; of a range, what is before it is made too."""
         start, count, response = self._ranged(size, headers)
-        await response.prepare(self.request)
         if self.head:
+            await response.prepare(self.request)
             return response
+        pieces = await asyncio.to_thread(make)
+        await response.prepare(self.request)
         skip, left = start, count
         while left:
             piece = await asyncio.to_thread(next, pieces, b"")

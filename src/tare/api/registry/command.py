@@ -30,6 +30,8 @@ from tare.image.registry_store.settings import LISTEN, ServeSettings, parse_list
 from tare.image.registry_store.store import DIRECTORY, RegistryStore
 from tare.model.distribution import repository_name
 
+AUTH: Final = "TARE_REGISTRY_AUTH"
+"""Carries credentials from the client to `ls`, as Docker's ``X-Registry-Auth``."""
 _HOUR: Final = 3600
 
 
@@ -179,6 +181,13 @@ def _passwd(arguments: argparse.Namespace) -> int:
 
 
 def _ls(arguments: argparse.Namespace) -> int:
+    from tare.api.registry import remote
+
+    if remote.names_host(arguments.repository):
+        header = os.environ.pop(AUTH, "")
+        for line in asyncio.run(remote.listed(arguments.repository, header)):
+            print(line)
+        return 0
     engine = EngineImages(Paths.detect().state)
     lines: set[str] = set()
     try:
@@ -190,14 +199,14 @@ def _ls(arguments: argparse.Namespace) -> int:
     else:
         pushed = {name: store.tags(name) or [] for name in store.repositories()}
         store.close()
-    names = {*pushed, *engine.repositories("")}
+    names = {*pushed, *engine.repositories()}
     if arguments.repository:
         name = repository_name(arguments.repository)
         if name not in names:
             raise MissingError(f"there is no repository {name}")
         names = {name}
     for name in names:
-        tags = {*pushed.get(name, ()), *engine.tags(name, "")}
+        tags = {*pushed.get(name, ()), *engine.tags(name)}
         lines.update(f"{name}:{tag}" for tag in tags)
         if not tags:
             lines.add(name)

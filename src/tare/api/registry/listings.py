@@ -24,7 +24,7 @@ async def version(_call: Call) -> web.StreamResponse:
 async def catalog(call: Call) -> web.StreamResponse:
     """GET /v2/_catalog: all repositories, a page at a time."""
     names = set(call.site.store.repositories())
-    names.update(await call.site.ask(EngineImages.repositories, call.host) or ())
+    names.update(await call.site.ask(EngineImages.repositories) or ())
     page, headers = _page(call, "/v2/_catalog", sorted(names))
     return answer(body={"repositories": page}, headers=headers)
 
@@ -34,7 +34,7 @@ async def tags(call: Call) -> web.StreamResponse:
     name = repository_name(call.words[0])
     pushed = call.site.store.tags(name)
     found = set(pushed or ())
-    found.update(await call.site.ask(EngineImages.tags, name, call.host) or ())
+    found.update(await call.site.ask(EngineImages.tags, name) or ())
     if pushed is None and not found:
         raise DistributionError(Code.NAME_UNKNOWN, f"there is no repository {name}")
     page, headers = _page(call, f"/v2/{name}/tags/list", sorted(found))

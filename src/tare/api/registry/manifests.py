@@ -40,7 +40,7 @@ async def find(call: Call, name: str, reference: str | ContentDigest) -> Documen
     try:
         return call.site.store.manifest(name, reference)
     except DistributionError:
-        found = await call.site.ask(EngineImages.manifest, name, reference, call.host)
+        found = await call.site.ask(EngineImages.manifest, name, reference)
         if found is None:
             raise
         return found
@@ -74,7 +74,7 @@ async def put(call: Call) -> web.StreamResponse:
 async def _adopt(call: Call, name: str, link: Link) -> None:
     """Keep a blob that only the engine has, since what was pushed needs it from now on."""
     store = call.site.store
-    found = await call.site.ask(EngineImages.blob, name, link.digest, call.host)
+    found = await call.site.ask(EngineImages.blob, name, link.digest)
     if found is None:
         return  # put_manifest says so
 
@@ -94,7 +94,7 @@ async def delete(call: Call) -> web.StreamResponse:
     try:
         await asyncio.to_thread(call.site.store.remove_manifest, name, reference)
     except DistributionError:
-        if await call.site.ask(EngineImages.manifest, name, reference, call.host):
+        if await call.site.ask(EngineImages.manifest, name, reference):
             raise DistributionError(
                 Code.UNSUPPORTED, "this is an image of the engine: `tare rmi` removes it"
             ) from None

@@ -21,7 +21,10 @@ _CODE = (
 )
 
 
-def _become(command: str, flags: Flags, arguments: list[str]) -> int:
+_AUTH = "TARE_REGISTRY_AUTH"
+
+
+def _become(command: str, flags: Flags, arguments: list[str], auth: str = "") -> int:
     """Replace this process by the one that does *command*; it keeps terminal, pid and signals."""
     words = [command]
     for name, value in sorted(flags.values.items()):
@@ -35,8 +38,10 @@ def _become(command: str, flags: Flags, arguments: list[str]) -> int:
     python = interpreter()
     sys.stdout.flush()
     try:
-        os.execv(  # noqa: S606  # no shell is what we want
-            python, [python, "-I", "-c", _CODE, os.path.dirname(package), *words]
+        os.execve(  # noqa: S606  # no shell is what we want
+            python,
+            [python, "-I", "-c", _CODE, os.path.dirname(package), *words],
+            {**os.environ, _AUTH: auth},
         )
     except OSError as error:
         raise FailedError(f"cannot start the registry: {python}: {error.strerror}") from error
@@ -55,7 +60,13 @@ def _passwd(_daemon: Daemon, flags: Flags, arguments: list[str]) -> int:
 
 
 def _ls(_daemon: Daemon, flags: Flags, arguments: list[str]) -> int:
-    return _become("ls", flags, arguments)
+    auth = ""
+    head = arguments[0].partition("/")[0] if arguments else ""
+    if "." in head or ":" in head or head == "localhost":
+        from tare.client import credentials
+
+        auth = credentials.header(credentials.find(head)).get("X-Registry-Auth", "")
+    return _become("ls", flags, arguments, auth)
 
 
 _DATA = ("", "string", "Directory of the registry's content (default: registry in the state)")
@@ -95,11 +106,15 @@ COMMANDS: dict[str, Command] = {
         notes="It may run while the registry is served, which does the same every hour.",
     ),
     "registry ls": Command(
-        "[OPTIONS] [REPOSITORY]",
+        "[OPTIONS] [REPOSITORY | HOST[/REPOSITORY]]",
         "List the names that the registry has",
         _ls,
         {"data": _DATA},
         most=1,
+        notes=(
+            "Without an argument those of the registry that tare serves, the engine's images"
+            " included; with a host the repositories of that registry, or the tags of one."
+        ),
     ),
     "registry passwd": Command(
         "FILE USER",

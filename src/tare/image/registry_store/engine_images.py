@@ -32,7 +32,6 @@ from tare.model.reference import Reference
 
 _PIECE: Final = 1 << 20
 _KEPT: Final = 256
-_IN: Final = "name >= ? AND name < ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,49 +54,40 @@ class EngineImages:
         self._state = state
         self._made: dict[str, bytes] = {}
 
-    def repositories(self, host: str) -> list[str]:
-        """The names under which images are shown to who reaches this registry as *host*."""
+    def repositories(self) -> list[str]:
+        """The names under which images are shown, sorted."""
         found = set()
         for (text,) in self._query("SELECT name FROM names"):
-            name = Reference.parse(str(text))
-            shown = name.path if name.domain == host else name.familiar_name
             try:
-                found.add(repository_name(shown))
+                found.add(repository_name(Reference.parse(str(text)).familiar_name))
             except DistributionError:
                 continue  # of a registry with a port: there is no such path
         return sorted(found)
 
-    def tags(self, repository: str, host: str) -> list[str]:
+    def tags(self, repository: str) -> list[str]:
         """The tags of *repository*, sorted."""
-        found = set()
-        for name in _names(repository, host):
-            for (text,) in self._query(f"SELECT name FROM names WHERE {_IN}", *_range(name)):  # noqa: S608
-                tag = Reference.parse(str(text)).tag
-                if tag is not None:
-                    found.add(tag)
-        return sorted(found)
+        name = _name(repository)
+        rows = self._query("SELECT name FROM names WHERE name >= ? AND name < ?", *_range(name))
+        found = {Reference.parse(str(text)).tag for (text,) in rows}
+        return sorted(tag for tag in found if tag is not None)
 
-    def manifest(
-        self, repository: str, reference: str | ContentDigest, host: str
-    ) -> Document | None:
+    def manifest(self, repository: str, reference: str | ContentDigest) -> Document | None:
         """The manifest of an image by its tag, or by the digest that this gives it."""
         if isinstance(reference, str):
-            for name in _names(repository, host):
-                rows = self._query("SELECT image FROM names WHERE name = ?", f"{name}:{reference}")
-                if rows:
-                    return self._document(str(rows[0][0]))
-            return None
-        for image in self._images(repository, host):
+            name = f"{_name(repository)}:{reference}"
+            rows = self._query("SELECT image FROM names WHERE name = ?", name)
+            return self._document(str(rows[0][0])) if rows else None
+        for image in self._images(repository):
             document = self._document(image)
             if document is not None and document.digest == reference:
                 return document
         return None
 
-    def blob(self, repository: str, digest: ContentDigest, host: str) -> EngineBlob | None:
+    def blob(self, repository: str, digest: ContentDigest) -> EngineBlob | None:
         """A configuration or layer of an image that *repository* has."""
         if digest.algorithm != "sha256":
             return None
-        for image in self._images(repository, host):
+        for image in self._images(repository):
             if image == digest.hex:
                 size = self._config_size(image)
                 return None if size is None else EngineBlob(digest, size, self)
@@ -129,13 +119,15 @@ class EngineImages:
 
     # -- what lies on disk ------------------------------------------------------------------
 
-    def _images(self, repository: str, host: str) -> list[str]:
-        found: dict[str, None] = {}
-        for name in _names(repository, host):
-            query = f"SELECT DISTINCT image FROM names WHERE {_IN} OR {_IN}"  # noqa: S608
-            for (image,) in self._query(query, *_range(name), *_range(name, "@")):
-                found[str(image)] = None
-        return list(found)
+    def _images(self, repository: str) -> list[str]:
+        name = _name(repository)
+        rows = self._query(
+            "SELECT DISTINCT image FROM names"
+            " WHERE name >= ? AND name < ? OR name >= ? AND name < ?",
+            *_range(name),
+            *_range(name, "@"),
+        )
+        return [str(row[0]) for row in rows]
 
     def _layers(self, image: str) -> list[str]:
         rows = self._query("SELECT diff_id FROM layers WHERE image = ? ORDER BY position", image)
@@ -192,17 +184,12 @@ class EngineImages:
             raise FailedError(f"the engine's images cannot be read: {error}") from error
 
 
-def _names(repository: str, host: str) -> list[str]:
-    """What the engine may call *repository*, of which the first that has it counts."""
-    found = []
-    for text in (f"{host}/{repository}" if host else "", repository):
-        try:
-            name = Reference.parse(text)
-        except InvalidError:
-            continue
-        if name.tag is None and name.digest is None:
-            found.append(name.name)
-    return list(dict.fromkeys(found))
+def _name(repository: str) -> str:
+    """What the engine calls *repository*; empty, which nothing is called, if it cannot."""
+    try:
+        return Reference.parse(repository).name
+    except InvalidError:
+        return ""
 
 
 def _range(name: str, mark: str = ":") -> tuple[str, str]:
