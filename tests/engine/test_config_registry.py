@@ -51,7 +51,7 @@ data = "/srv/registry"
     [
         ("listen = 'nowhere'", "line 3: registry.listen is not an address"),
         ("listen = 5000", "line 3: registry.listen must be a string"),
-        ("tls-cert = 'config.toml'", "registry.tls-key needs the other"),
+        ("tls-cert = 'config.toml'", "line 3: registry.tls-cert needs the other"),
         ("htpasswd = 'nobody'", "line 3: registry.htpasswd names a file that is not there"),
         ("port = 5", "line 3: registry.port is not known here"),
     ],
