@@ -15,6 +15,7 @@ import contextlib
 import json
 import lzma
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tare.build import graph
@@ -161,12 +162,23 @@ class _Adding:
 
     def _archive(self, tree: Tree, path: bytes, closing: contextlib.ExitStack) -> Context | None:
         """The file as an archive; None if it is none."""
-        if not looks_like_archive(tree, path):
-            return None
-        context = Context(self._stage.builder.host.cache.temporary, owned=True)
-        closing.callback(context.close)
+        archive = archive_of(tree, path, self._stage.builder.host.cache.temporary, owned=True)
+        if archive is not None:
+            closing.callback(archive.close)
+        return archive
+
+
+def archive_of(tree: Tree, path: bytes, directory: Path, *, owned: bool = False) -> Context | None:
+    """The archive that a file is, to be closed; None if it is none."""
+    if not looks_like_archive(tree, path):
+        return None
+    context = Context(directory, owned=owned)
+    try:
         context.take(_Content(tree, path))
-        return context
+    except BaseException:
+        context.close()
+        raise
+    return context
 
 
 def looks_like_archive(tree: Tree, path: bytes) -> bool:

@@ -127,7 +127,7 @@ def advise(dockerfile: Dockerfile) -> Iterator[Note]:
 
 def _base(dockerfile: Dockerfile, stage: Stage) -> Iterator[Note]:
     image = stage.base
-    if "$" in image or image == "scratch" or dockerfile.stage(image, before=stage.index):
+    if "$" in image or image == "scratch" or dockerfile.named(image, before=stage.index):
         return
     name, _, digest = image.partition("@")
     tag = name.rpartition("/")[2].partition(":")[2]
@@ -142,7 +142,7 @@ def _base(dockerfile: Dockerfile, stage: Stage) -> Iterator[Note]:
 def _result(dockerfile: Dockerfile) -> Iterator[Note]:
     """What is true of the last stage, the one that is built unless another is asked for."""
     chain = [dockerfile.stages[-1]]
-    while base := dockerfile.stage(chain[-1].base, before=chain[-1].index):
+    while base := dockerfile.named(chain[-1].base, before=chain[-1].index):
         chain.append(base)
     instructions = [i for stage in reversed(chain) for i in stage.instructions]
     users = [i for i in instructions if isinstance(i, User)]
@@ -230,7 +230,8 @@ def _downloads(add: Add) -> Iterator[Note]:
     if add.checksum:
         return
     for source in add.sources:
-        if source.startswith(("http://", "https://")) and not source.endswith(".git"):
+        repository = source.partition("#")[0].endswith(".git")
+        if source.startswith(("http://", "https://")) and not repository:
             text = f"{quoted(source)} is downloaded without --checksum"
             yield Note("DownloadWithoutChecksum", add.place, text)
 

@@ -216,7 +216,7 @@ class _Checker:
         if image is not None:
             yield from self._undeclared(image, start)
             default = self._word(start.image, start, self._defaults)
-            if self._defaults and default is not None and not _is_reference(default.text):
+            if default is not None and not self._names_a_base(default.text, stage):
                 text = (
                     f"Default value for ARG {start.image} results in empty or invalid base image "
                     "name"
@@ -225,6 +225,15 @@ class _Checker:
         if start.platform and (platform := self._word(start.platform, start)) is not None:
             yield from self._undeclared(platform, start)
             yield from _platform(start, platform, self._arguments)
+
+    def _names_a_base(self, name: str, stage: Stage) -> bool:
+        if not self._defaults or self._dockerfile.named(name, before=stage.index):
+            return True
+        try:
+            Reference.parse(name)
+        except TareError:
+            return False
+        return True
 
     def _word(
         self, text: str, start: From, arguments: Mapping[str, str] | None = None
@@ -249,7 +258,7 @@ class _Checker:
     def _steps(self, stage: Stage) -> Iterator[Note]:
         scope, known = self._scope(stage)
         self._scopes[stage.index] = scope, known
-        base = self._dockerfile.stage(stage.base, before=stage.index)
+        base = self._base(stage)
         for marks in (self._absolute, self._shells):
             if base is not None and base.index in marks:
                 marks.add(stage.index)
@@ -267,14 +276,18 @@ class _Checker:
                     yield Note("MultipleInstructionsDisallowed", before.place, text)
                 last[type(instruction)] = instruction
 
+    def _base(self, stage: Stage) -> Stage | None:
+        image = self._word(stage.base, stage.start)
+        return image and self._dockerfile.named(image.text, before=stage.index)
+
     def _scope(self, stage: Stage) -> tuple[Scope, bool]:
         """The variables that a stage begins with, and whether those of its base are known."""
-        image = self._word(stage.base, stage.start)
-        name = stage.base if image is None else image.text
-        base = self._dockerfile.stage(name, before=stage.index)
-        if base is not None and base.name == name:
+        base = self._base(stage)
+        if base is not None:
             scope, known = self._scopes[base.index]
             return scope.child(), known
+        image = self._word(stage.base, stage.start)
+        name = stage.base if image is None else image.text
         variables = {} if name == "scratch" else self._environments.get(name)
         return Scope(variables or {}, self._arguments, self._build_args), variables is not None
 
@@ -373,14 +386,6 @@ class _Checker:
 def _keyword(instruction: Instruction) -> str:
     """The instruction's name as written."""
     return instruction.original.split(maxsplit=1)[0]
-
-
-def _is_reference(text: str) -> bool:
-    try:
-        Reference.parse(text)
-    except TareError:
-        return False
-    return True
 
 
 def _stage_name(start: From, words: list[str]) -> Iterator[Note]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from tare.build.ignore import IgnoreRules
 from tare.build.tree import Node, Tree, join, resolve
 from tare.errors import FailedError, InvalidError
 from tare.image import tar
@@ -127,7 +128,7 @@ class Context:
             )
         if target.node.identity is None:
             self._identities += 1
-            target = replace(target, node=replace(target.node, identity=(0, self._identities)))
+            target = replace(target, node=target.node._replace(identity=(0, self._identities)))
             self._stored[entry.linkname] = target
         return target
 
@@ -223,6 +224,41 @@ class Context:
     def digest(self, path: bytes) -> str:
         """sha256 of a file, known since it came."""
         return self._stored[path].digest
+
+
+class Ignoring:
+    """A tree without what an ignore file names; implements `tree.Tree`."""
+
+    def __init__(self, tree: Tree, rules: IgnoreRules) -> None:
+        self.owned = tree.owned
+        self._tree = tree
+        self._rules = rules
+
+    def _hidden(self, path: bytes, node: Node) -> bool:
+        text = os.fsdecode(path)
+        if not path or not self._rules.ignores(text):
+            return False
+        if node.kind is not Kind.DIR or not self._rules.takes_back:
+            return True
+        # A directory is there as long as something in it is.
+        return not (self._rules.may_take_back_below(text) and self.names(path))
+
+    def node(self, path: bytes) -> Node | None:
+        """What is at *path*, if it is not left out."""
+        node = self._tree.node(path)
+        return None if node is None or self._hidden(path, node) else node
+
+    def names(self, path: bytes) -> list[bytes]:
+        """The names in a directory that are not left out."""
+        return [name for name in self._tree.names(path) if self.node(join(path, name)) is not None]
+
+    def content(self, path: bytes) -> Iterator[bytes | memoryview]:
+        """The data of a file."""
+        return self._tree.content(path)
+
+    def digest(self, path: bytes) -> str:
+        """sha256 of a file."""
+        return self._tree.digest(path)
 
 
 class Receiving:

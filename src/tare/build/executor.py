@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import shutil
 import tempfile
@@ -25,7 +24,7 @@ from typing import Final
 
 from tare.build import graph
 from tare.build.cache import Step
-from tare.build.context import Context, read_small
+from tare.build.context import Ignoring, read_small
 from tare.build.dockerfile import (
     Dockerfile,
     DockerfileError,
@@ -39,7 +38,17 @@ from tare.build.dockerfile.source import Lines, Source
 from tare.build.host import Host
 from tare.build.ignore import IgnoreRules
 from tare.build.placing import Manner, Placement
-from tare.build.request import BuildRequest, Built, Note, Tell, Warned
+from tare.build.request import (
+    BuildError,
+    BuildRequest,
+    Built,
+    Note,
+    Progress,
+    State,
+    StepInfo,
+    Tell,
+    Warned,
+)
 from tare.build.selection import select
 from tare.build.stage import Made, StageRun, StepError
 from tare.build.tree import DirectoryTree, Tree
@@ -59,23 +68,6 @@ _TRIGGERS_MAX: Final = 1000
 _AROUND: Final = 2
 
 
-class BuildError(InvalidError):
-    """A build failed at a step; ``excerpt`` shows the Dockerfile's lines with a marker.
-
-    ``command`` and ``code`` are those of a program that failed, else "" and 0.
-    """
-
-    def __init__(self, error: TareError, instruction: Instruction) -> None:
-        super().__init__(str(error), hint=error.hint)
-        self.http_status = error.http_status
-        place = instruction.place
-        self.excerpt = f"{place.source.name}:{place.lines.first}\n" + marked(
-            place.source, place.lines
-        )
-        self.command = error.command if isinstance(error, StepError) else ""
-        self.code = error.code if isinstance(error, StepError) else 0
-
-
 class Builder:
     """One build; `run` does it. The context is the caller's to close."""
 
@@ -88,15 +80,16 @@ class Builder:
         self.arguments: dict[str, str] = {}
         self.dockerfile: Dockerfile
         self._began_ns = time.time_ns()
-        self._ids = itertools.count(1)
         self._tasks: dict[int, asyncio.Task[Made]] = {}
         self._images: dict[str, asyncio.Task[Made]] = {}
         self._planned: graph.Plan
         self._imported: dict[str, Step] = {}
         self._used: list[str] = []
         self._layers: set[Digest] = set()
-        self._steps = self._cached = 0
+        self._cached = self.total = self._id = 0
         self._directory: Path | None = None
+        self.ignore: IgnoreRules | None = None
+        self._closing = contextlib.ExitStack()
         self._context_lock = threading.Lock()
         self.crowd = asyncio.Semaphore(4)  # programs that run at the same time
 
@@ -111,6 +104,7 @@ class Builder:
             self.host.cache.touch(self._used)
             lease = self.lease
             await asyncio.to_thread(self._settle)
+            self._closing.close()
             self.host.store.discard(lease)
 
     def context_layer(self) -> str:
@@ -144,7 +138,10 @@ class Builder:
         names = [Reference.parse(tag).with_default_tag() for tag in request.tags]
         if any(name.digest is not None for name in names):
             raise InvalidError("an image that is built cannot be named by a digest")
+        if request.remote:
+            await self._fetch_context(request.remote)
         self.dockerfile = await self._read()
+        await asyncio.to_thread(self._ignore)
         self._check_platform(request.platform)
         self.arguments = global_arguments(
             self.dockerfile,
@@ -155,6 +152,9 @@ class Builder:
         )
         self._planned = graph.plan(
             self.dockerfile, request.target, lambda stage: base_of(stage, self.arguments)
+        )
+        self.total = sum(
+            1 + len(planned.stage.instructions) for planned in self._planned.stages.values()
         )
         self._warn()
         if request.check_only:
@@ -168,7 +168,7 @@ class Builder:
         return Built(
             id=image,
             names=tuple(name.familiar for name in names),
-            steps=self._steps,
+            steps=self._id,
             cached=self._cached,
         )
 
@@ -192,6 +192,39 @@ class Builder:
             raise InvalidError(f"the Dockerfile ({request.dockerfile}) cannot be empty")
         return await asyncio.to_thread(parse, content, name=request.dockerfile)
 
+    async def _fetch_context(self, address: str) -> None:
+        """Make the context of a repository, an archive or a lone Dockerfile somewhere else."""
+        from tare.build import fetching
+        from tare.build.adding import archive_of
+
+        if fetching.is_git(address) or address.startswith(("github.com/", "git@")):
+            if address.startswith("github.com/"):
+                address = f"https://{address}"
+            checkout = await fetching.clone(self, fetching.git_address(address))
+            self._closing.callback(checkout.close)
+            self.context = self._closing.enter_context(fetching.subtree(checkout))
+            return
+        file = await fetching.download(self, address)
+        self._closing.callback(file.context.close)
+        name = os.fsencode(file.name)
+        archive = await asyncio.to_thread(archive_of, file.context, name, self.host.cache.temporary)
+        if archive is not None:
+            self._closing.callback(archive.close)
+            self.context = archive
+            return
+        # Not an archive: the Dockerfile itself, without a context.
+        content = read_small(file.context, file.name, limit=_DOCKERFILE_MAX, what="the Dockerfile")
+        self.request = replace(self.request, inline=content)
+
+    def _ignore(self) -> None:
+        """Leave out of the context what its ignore file names, now that the Dockerfile is read."""
+        for name in (f"{self.request.dockerfile}.dockerignore", ".dockerignore"):
+            content = read_small(self.context, name, limit=1 << 20, what="the ignore file")
+            if content is not None:
+                self.ignore = IgnoreRules.parse(content, name=name)
+                self.context = Ignoring(self.context, self.ignore)
+                return
+
     def _check_platform(self, text: str) -> None:
         if not text:
             return
@@ -207,7 +240,7 @@ class Builder:
     def _warn(self) -> None:
         from tare.build.checks import check
 
-        found = check(self.dockerfile)
+        found = check(self.dockerfile, self.ignore)
         source = self.dockerfile.source
         for finding in found:
             excerpt = marked(source, finding.lines) if finding.lines is not None else ""
@@ -274,6 +307,7 @@ class Builder:
         with self._shown_at(stage.start):
             self._check_platform(planned.base.platform)
             made = await self._base(planned)
+            self._tell_base(planned, made)
         triggers: list[Instruction] = []
         if planned.parent is None:
             for text in made.config.on_build[:_TRIGGERS_MAX]:
@@ -285,6 +319,19 @@ class Builder:
             with self._shown_at(instruction):
                 await run.do(instruction)
         return run.made
+
+    def _tell_base(self, planned: graph.Planned, made: Made) -> None:
+        stage = planned.stage
+        step = StepInfo(
+            id=self.next_id(),
+            of=self.total,
+            stage=stage.name or f"stage-{stage.index}",
+            number=0,
+            total=len(stage.instructions),
+            text=stage.start.original,
+            lines=stage.start.lines,
+        )
+        self.tell(Progress(step=step, state=State.CACHED, result=made.link))
 
     async def _base(self, planned: graph.Planned) -> Made:
         """What a stage starts from, as a value of its own."""
@@ -344,14 +391,14 @@ class Builder:
         except (DockerfileError, BuildError):
             raise
         except TareError as error:
-            raise BuildError(error, instruction) from error
+            raise _failed_at(error, instruction) from error
 
     # --- the cache ----------------------------------------------------------------------------
 
     def next_id(self) -> int:
         """A number for a step."""
-        self._steps += 1
-        return next(self._ids)
+        self._id += 1
+        return self._id
 
     def now_ns(self) -> int:
         """The time that things are made at: SOURCE_DATE_EPOCH, if it was given."""
@@ -404,6 +451,14 @@ class Builder:
         self._imported.update(steps_of(image.config))
 
 
+def _failed_at(error: TareError, instruction: Instruction) -> BuildError:
+    place = instruction.place
+    excerpt = f"{place.source.name}:{place.lines.first}\n" + marked(place.source, place.lines)
+    if isinstance(error, StepError):
+        return BuildError(error, excerpt, command=error.command, code=error.code)
+    return BuildError(error, excerpt)
+
+
 def _known(store: ImageStore, wanted: Digest) -> bool:
     try:
         store.get(str(wanted))
@@ -441,17 +496,3 @@ def marked(source: Source, lines: Lines) -> str:
         shown.append(f"{number:4} | {marker} {text}".rstrip())
     shown.append(rule)
     return "\n".join(shown)
-
-
-def without_ignored(context: Context, dockerfile: str) -> None:
-    """Take out of a context what its .dockerignore names; the Dockerfile's own comes first."""
-    for name in (f"{dockerfile}.dockerignore", ".dockerignore"):
-        content = read_small(context, name, limit=1 << 20, what="the ignore file")
-        if content is not None:
-            break
-    else:
-        return
-    rules = IgnoreRules.parse(content, name=name)
-    for path in reversed(context.paths()):
-        if rules.ignores(path.decode("utf-8", "surrogateescape")) and not context.names(path):
-            context.remove(path)

@@ -22,7 +22,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -37,6 +37,7 @@ from tare.build.selection import Selection, select
 from tare.build.tree import DirectoryTree, Tree, resolve
 from tare.errors import DeniedError, FailedError, InvalidError, MissingError
 from tare.image.entry import Entry, Kind
+from tare.kernel import files
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
@@ -327,6 +328,19 @@ async def clone(
         checkout.close()
         raise MissingError(f"the repository has no directory {address.directory!r}")
     return checkout
+
+
+@contextlib.contextmanager
+def subtree(checkout: Checkout) -> Iterator[Tree]:
+    """The directory of a checkout that was asked for, as a tree of its own."""
+    tree = checkout.root
+    place = resolve(tree.node, os.fsencode(checkout.directory))
+    node = tree.node(place) if place is not None else None
+    if place is None or node is None or node.kind is not Kind.DIR:
+        raise MissingError(f"{checkout.directory!r} is no directory of the repository")
+    handle = files.open_beneath(tree.root, place or b".", os.O_RDONLY | os.O_DIRECTORY)
+    with contextlib.closing(DirectoryTree(handle, owned=False)) as below:
+        yield below
 
 
 async def _check_host(repository: str) -> None:

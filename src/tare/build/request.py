@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from tare.errors import InvalidError, TareError
 from tare.model.digest import Digest
 from tare.model.spec import Resources, Ulimit
 
@@ -18,16 +19,32 @@ if TYPE_CHECKING:
     from tare.build.dockerfile.source import Lines
 
 
+class BuildError(InvalidError):
+    """A build failed at a step; ``excerpt`` shows the Dockerfile's lines with a marker.
+
+    ``command`` and ``code`` are those of a program that failed, else "" and 0.
+    """
+
+    def __init__(self, error: TareError, excerpt: str, *, command: str = "", code: int = 0) -> None:
+        super().__init__(str(error), hint=error.hint)
+        self.http_status = error.http_status
+        self.excerpt = excerpt
+        self.command = command
+        self.code = code
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRequest:
     """All that a client may say of a build.
 
-    ``dockerfile`` is a path in the context, unless ``inline`` is the file itself. ``epoch`` is
+    ``dockerfile`` is a path in the context, unless ``inline`` is the file itself. ``remote`` is
+    where the context comes from, if the client does not send it. ``epoch`` is
     SOURCE_DATE_EPOCH in seconds. ``secrets`` are contents by id, ``agents`` the sockets of SSH
     agents by id. ``platform`` is empty for the host's own.
     """
 
     dockerfile: str = "Dockerfile"
+    remote: str = ""
     inline: bytes | None = None
     tags: tuple[str, ...] = ()
     target: str = ""
@@ -60,9 +77,13 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInfo:
-    """One step as people see it: ``number`` of ``total`` in its stage, counted from 1."""
+    """One step as people see it: ``number`` of ``total`` in its stage, counted from 1 (FROM is 0).
+
+    ``id`` counts the steps of the whole build as they begin, ``of`` is how many there will be.
+    """
 
     id: int
+    of: int
     stage: str
     number: int
     total: int

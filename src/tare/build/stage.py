@@ -157,6 +157,7 @@ class StageRun:
         """The step at hand, for those who watch."""
         return StepInfo(
             id=self.builder.next_id(),
+            of=self.builder.total,
             stage=self.name,
             number=self._number,
             total=self._total,
@@ -170,12 +171,15 @@ class StageRun:
         step = self.info(written)
         key = graph.key_of(parts)
         found = self.builder.look_up(key)
+        state = State.CACHED
         if found is None:
             created = self.builder.now_ns()
             found = Step(key=key, layer=None, created_ns=created, what=text, parts=parts)
             self.builder.keep(found)
+            self.builder.tell(Progress(step=step, state=State.RUNNING))
+            state = State.DONE
         self._push(found, text)
-        self.builder.tell(Progress(step=step, state=State.CACHED, result=self.made.link))
+        self.builder.tell(Progress(step=step, state=state, result=self.made.link))
 
     async def layered(
         self,

@@ -12,8 +12,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from tare.errors import InvalidError
 from tare.image.entry import NO_XATTRS, Kind, Segments, show
@@ -32,8 +31,7 @@ _KINDS: Final = {
 _CAPABILITY: Final = "security.capability"
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
     """One file of a tree; ``identity`` is shared by the names of one file, None for a lone one."""
 
     kind: Kind

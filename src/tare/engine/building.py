@@ -13,24 +13,28 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tare.engine import generated, ids
+from tare.engine import archives, generated, ids
 from tare.engine.core import Core
 from tare.engine.driver import Ended, Pipes, Request
 from tare.engine.streams import STDERR, STDOUT, Output, pipe
+from tare.engine.transfer import produced
 from tare.errors import FailedError, MissingError, TareError
+from tare.image.tar_writer import END
 from tare.model import oci
 from tare.model.record import Record, changed
 from tare.model.reference import Reference
 from tare.model.spec import ContainerSpec
+from tare.run import rootfs
 from tare.run.plan import host_ids
 
 if TYPE_CHECKING:
     from tare.build.cache import Cache, Entry, Pruned
+    from tare.build.context import Context
     from tare.build.host import Listener
     from tare.build.request import BuildRequest, Built, Tell
     from tare.build.tree import Tree
@@ -61,6 +65,25 @@ class Builds:
     def close(self) -> None:
         """Close the cache; no build may be under way."""
         self.cache.close()
+
+    def context(self) -> Context:
+        """An empty build context, to be closed by the caller."""
+        from tare.build.context import Context
+
+        return Context(self.cache.temporary)
+
+    async def files(self, image: Image) -> AsyncGenerator[bytes, None]:
+        """An archive of all files of an image, as a container would see them."""
+        paths = [os.fspath(path) for path in await self._core.images.layers(str(image.id))]
+        if not paths:
+            yield END
+            return
+        root = await asyncio.to_thread(rootfs.mounted_image, paths)
+        try:
+            async for chunk in produced(lambda file: archives.write(root, "/.", file, block=None)):
+                yield chunk
+        finally:
+            os.close(root)
 
     async def build(
         self,

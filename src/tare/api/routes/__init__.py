@@ -6,6 +6,7 @@ from tare.api.routes import (
     absent,
     archives,
     budget,
+    building,
     containers,
     execs,
     images,
@@ -23,7 +24,7 @@ from tare.api.routing import Routes
 def install(routes: Routes) -> None:
     """Add every path of the API to *routes*."""
     for noun in (
-        absent, archives, budget, containers, execs, images, networks, observe, own, registries,
-        streaming, system, volumes,
+        absent, archives, budget, building, containers, execs, images, networks, observe, own,
+        registries, streaming, system, volumes,
     ):  # fmt: skip
         noun.install(routes)

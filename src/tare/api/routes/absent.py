@@ -15,9 +15,7 @@ from tare.errors import UnsupportedError
 
 ABSENT: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "attaching by WebSocket is not supported": (("GET", "/containers/{ref}/attach/ws"),),
-    "building images is not supported yet": (
-        ("POST", "/build"),
-        ("POST", "/build/prune"),
+    "BuildKit's protocol is not spoken: use tare build, or DOCKER_BUILDKIT=0": (
         ("POST", "/session"),
         ("POST", "/grpc"),
     ),

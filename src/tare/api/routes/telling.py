@@ -16,10 +16,20 @@ from tare.errors import TareError
 Say = Callable[[dict[str, object]], None]
 
 
-async def told(call: Call, work: Callable[[Say], Awaitable[None]]) -> web.StreamResponse:
+def _line(error: TareError) -> dict[str, object]:
+    message = str(error)
+    return {"errorDetail": {"message": message}, "error": message, "hint": error.hint}
+
+
+async def told(
+    call: Call,
+    work: Callable[[Say], Awaitable[None]],
+    *,
+    failure: Callable[[TareError], dict[str, object]] = _line,
+) -> web.StreamResponse:
     """Run *work*, whose progress is a stream of JSON lines; an error is its last one.
 
-    An error before the first line is an ordinary answer.
+    An error before the first line is an ordinary answer. *failure* makes a line of one.
     """
     lines: asyncio.Queue[bytes | None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -40,10 +50,7 @@ async def told(call: Call, work: Callable[[Say], Awaitable[None]]) -> web.Stream
         except TareError as error:
             if not response.prepared:
                 raise
-            message = str(error)
-            await response.write(
-                encoded({"errorDetail": {"message": message}, "error": message, "hint": error.hint})
-            )
+            await response.write(encoded(failure(error)))
     finally:
         working.cancel()
     if not response.prepared:

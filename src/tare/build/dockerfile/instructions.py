@@ -398,16 +398,21 @@ class Dockerfile:
     directives: Directives = Directives()
     warnings: tuple[Finding, ...] = ()
 
-    def stage(self, name: str, *, before: int | None = None) -> Stage | None:
-        """The stage of that name (case does not matter, the last of two wins) or number.
+    def named(self, name: str, *, before: int | None = None) -> Stage | None:
+        """The stage of that name (case does not matter, the last of two wins).
 
         *before* leaves out the stages from that index on: a FROM sees those above it.
         """
-        stages = self.stages[:before]
         wanted = name.lower()
-        for stage in reversed(stages):
+        for stage in reversed(self.stages[:before]):
             if stage.name and stage.name == wanted:
                 return stage
-        if name.isascii() and name.isdecimal() and len(name) < 6 and int(name) < len(stages):
-            return stages[int(name)]
         return None
+
+    def stage(self, name: str, *, before: int | None = None) -> Stage | None:
+        """The stage of that name or number: ``COPY --from`` takes both, FROM and mounts a name."""
+        found = self.named(name, before=before)
+        stages = self.stages[:before]
+        if found is None and name.isascii() and name.isdecimal() and len(name) < 6:
+            return stages[int(name)] if int(name) < len(stages) else None
+        return found
