@@ -28,7 +28,7 @@ from tare.errors import ConflictError, FailedError, InvalidError, TareError
 from tare.model.networking import Joined, NetworkWish
 from tare.model.record import ExitInfo, IdBlock, Pruned, Record, Usage, changed
 from tare.model.signals import signal_number
-from tare.model.spec import ContainerSpec, MountKind, Resources, RestartPolicy
+from tare.model.spec import ContainerSpec, Isolation, MountKind, Resources, RestartPolicy
 from tare.model.state import STATUS, Action, State
 from tare.run.plan import host_ids
 
@@ -153,6 +153,8 @@ class Containers(Copying):
         """The host ids of a new container: its own, or those of the one it joins."""
         if self._core.paths.rootless:
             return None
+        if spec.isolation is Isolation.VM:
+            return self._core.blocks.take(ids.UNIT)  # QEMU's own, whatever the guest may
         names_ = spec.namespaces
         size = ids.wanted_size(names_.user)
         if host_ids(spec) or size is None:

@@ -192,20 +192,6 @@ static const char *set_network(struct field *field)
     return failed ? sentence("cannot set up the network interface %s", words[0]) : NULL;
 }
 
-static const char *set_sysctl(struct field *field)
-{
-    const char *name = field->value, *value = name + strlen(name) + 1;
-    char path[512] = "/proc/sys/", *out = path + strlen(path);
-    if (strlen(name) + 1 >= field->length || strlen(name) > 400 || strstr(name, ".."))
-        return "invalid sysctl";
-    for (; *name; name++)
-        *out++ = *name == '.' ? '/' : *name;
-    *out = 0;
-    if (write_file(path, value, strlen(value)))
-        return sentence("cannot set sysctl %s: %s", field->value, strerror(errno));
-    return NULL;
-}
-
 /* "SERIAL\0TARGET\0ro": kept mounted below /volumes, bound where it belongs by the program. */
 static const char *mount_disk(struct field *field)
 {
@@ -231,7 +217,6 @@ static const char *apply(struct field *field, unsigned *layers)
     case C_SHM: machine.shm_size = number_of(field); return NULL;
     case C_CLOCK: set_clock(number_of(field)); return NULL;
     case C_ENTROPY: add_entropy(field); return NULL;
-    case C_SYSCTL: return set_sysctl(field);
     case C_NETWORK: return set_network(field);
     case C_DISK: return mount_disk(field);
     case C_HOSTNAME: sethostname(field->value, field->length); return NULL;

@@ -171,6 +171,20 @@ static void place_disk(int report, struct field *field)
         refuse(report, CANNOT_SET_UP, "cannot mount %s: %s", path, strerror(errno));
 }
 
+/* Written from within the new namespaces: some of these are theirs. */
+static void set_sysctl(int report, struct field *field)
+{
+    const char *name = field->value, *value = name + strlen(name) + 1;
+    char path[512] = "/proc/sys/", *out = path + strlen(path);
+    if (strlen(name) + 1 >= field->length || strlen(name) > 400 || strstr(name, ".."))
+        refuse(report, CANNOT_SET_UP, "invalid sysctl %s", name);
+    for (; *name; name++)
+        *out++ = *name == '.' ? '/' : *name;
+    *out = 0;
+    if (write_file(path, value, strlen(value)))
+        refuse(report, CANNOT_SET_UP, "cannot set sysctl %s: %s", field->value, strerror(errno));
+}
+
 static void place_mounts(int report)
 {
     uint8_t *at = machine.payload, *end = at + machine.length;
@@ -181,6 +195,8 @@ static void place_mounts(int report)
             place_file(report, &field, files++);
         else if (field.key == C_TMPFS)
             place_tmpfs(report, &field);
+        else if (field.key == C_SYSCTL)
+            set_sysctl(report, &field);
         else if (field.key == C_DISK)
             place_disk(report, &field);
     }
