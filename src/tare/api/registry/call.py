@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from typing import IO, Concatenate, Final, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -31,6 +31,7 @@ HEADERS: Final = {
     "Server": f"tare/{__version__}",
     "X-Content-Type-Options": "nosniff",
 }
+_STEP_MAX: Final = 16 << 20
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _ENCODER: Final = msgspec.json.Encoder()
@@ -143,18 +144,25 @@ class Call:
         with file:
             start, count, response = self._ranged(size, headers)
             await response.prepare(self.request)
-            loop = asyncio.get_running_loop()
-            end = start + count
-            while start < end and not self.head:
-                transport = self.request.transport
-                if transport is None:
-                    raise ConnectionResetError("the client is gone")
-                async with _Patience():
-                    step = min(PIECE, end - start)
-                    if await loop.sendfile(transport, file, start, step) != step:
-                        raise ConnectionResetError("the file is shorter than it was")
-                start += step
+            if not self.head:
+                await self._send_range(file, start, start + count)
         return response
+
+    async def _send_range(self, file: IO[bytes], start: int, end: int) -> None:
+        """sendfile(2), in steps that grow while the client takes them at once."""
+        loop = asyncio.get_running_loop()
+        most = PIECE
+        while start < end:
+            transport = self.request.transport
+            if transport is None:
+                raise ConnectionResetError("the client is gone")
+            began = loop.time()
+            step = min(most, end - start)
+            async with _Patience():
+                if await loop.sendfile(transport, file, start, step) != step:
+                    raise ConnectionResetError("the file is shorter than it was")
+            start += step
+            most = min(most * 2, _STEP_MAX) if loop.time() - began < 1 else PIECE
 
     async def send_pieces(
         self, make: Callable[[], Iterator[bytes]], size: int, headers: dict[str, str]
