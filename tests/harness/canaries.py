@@ -11,6 +11,7 @@ alone, which ``TARE_TEST_REQUIRE=alone`` says.
 from __future__ import annotations
 
 import hashlib
+import contextlib
 import os
 import shutil
 import subprocess
@@ -128,6 +129,17 @@ class Canaries:
         return found
 
 
+def remove_parent(path: Path) -> None:
+    """Remove the cgroup of an engine that has ended, and the groups its keeper kept ready.
+
+    A keeper that is killed leaves those; the next one would remove them (`tare.run.stock`).
+    """
+    with contextlib.suppress(OSError):
+        for spare in path.glob("spare-*"):
+            spare.rmdir()
+        path.rmdir()
+
+
 class Leftovers:
     """Processes, cgroups, directories and firewall rules that the session found and must leave."""
 
@@ -181,10 +193,7 @@ class Leftovers:
         # Its name came from us, so an engine may leave it; not what it made below it.
         for path in self._tare_cgroups():
             if path.endswith(f"/{self._parent}"):
-                try:
-                    os.rmdir(path)
-                except OSError:
-                    pass
+                remove_parent(Path(path))
 
     def _own_cgroups(self) -> list[Finding]:
         return [

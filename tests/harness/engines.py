@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from harness.canaries import mounts_below
+from harness.canaries import mounts_below, remove_parent
 
 MARK: Final = "TARE_TEST_ENGINE"
 _SOURCE: Final = Path(__file__).resolve().parents[2] / "src"
@@ -142,6 +142,10 @@ class Engine:
         """The pid of the keeper; 0 if none lives."""
         return self._pid("keeper.lock")
 
+    def name_server(self) -> int:
+        """The pid of the name server; 0 if none lives."""
+        return self._pid("dns.lock")
+
     def _pid(self, name: str) -> int:
         with contextlib.suppress(OSError, ValueError, IndexError):
             pid = int((self.run_dir / name).read_text().split()[0])
@@ -193,7 +197,7 @@ class Engine:
             found += [f"{base}/workloads/{name[:12]} left" for name in names - known]
             found += [f"{base}/workloads/{name[:12]} is gone" for name in known - names]
         found += [f"mount left: {point}" for point in mounts_below(self.directory)]
-        own = {self.daemon(), self.keeper(), *clients}
+        own = {self.daemon(), self.keeper(), self.name_server(), *clients}
         for pid, parent in self.marked().items():
             if pid not in own and parent != self.keeper():
                 found.append(f"process left: {pid}, child of {parent}")
@@ -201,7 +205,8 @@ class Engine:
 
     def groups(self) -> list[Path]:
         """The directories of containers' cgroups, in every hierarchy."""
-        return [path for top in self._parents() for path in top.iterdir() if path.is_dir()]
+        found = [path for top in self._parents() for path in top.iterdir() if path.is_dir()]
+        return [path for path in found if not path.name.startswith("spare-")]
 
     def _parents(self) -> list[Path]:
         top = Path("/sys/fs/cgroup")
@@ -232,8 +237,7 @@ class Engine:
             self.kill(*pids)
             time.sleep(0.02)
         for path in self._parents():
-            with contextlib.suppress(OSError):
-                path.rmdir()
+            remove_parent(path)
 
 
 def _in_group(pid: int, identity: str) -> bool:
