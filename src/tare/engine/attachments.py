@@ -343,7 +343,7 @@ class Attachments:
                 ) from error
             live.endpoints[joined.network_id] = endpoint
             links.append(self._fabric.interface(network, endpoint))
-        return tuple(links)
+        return _with_ipv6_way_out(links, record.networks)
 
     def _endpoint(self, record: Record, joined: Joined) -> Endpoint:
         return network_values.endpoint(
@@ -594,6 +594,20 @@ def _ordered(
 ) -> list[tuple[Joined, NetworkRecord]]:
     """The preferred first, as Docker does it: by priority, then those that lead out, by name."""
     return sorted(found, key=lambda one: (-one[0].wish.priority, one[1].spec.internal, one[1].name))
+
+
+def _with_ipv6_way_out(
+    links: Sequence[Interface], places: Sequence[Joined]
+) -> tuple[Interface, ...]:
+    """*links* (of *places*) with a way out for IPv6, should the network that leads out lack it."""
+    first = next((one for one in places if one.default_route), None)
+    other = next((one for one in places if one.ipv6_gateway), None)
+    if first is None or other is None or first.ipv6_gateway:
+        return tuple(links)
+    return tuple(
+        replace(link, gateways=(other.ipv6_gateway,)) if place is other else link
+        for link, place in zip(links, places, strict=True)
+    )
 
 
 def _way_out(places: Sequence[Joined]) -> Joined | None:

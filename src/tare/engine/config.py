@@ -29,6 +29,7 @@
     publish = "127.0.0.1"              # where -p 8080:80 is published
     pools = ["10.77.0.0/16:24"]        # subnets are cut from these, here 256 of them
     icc = false                        # whether containers of the default network reach each other
+    host-access = false                # whether they reach what listens on this host
 
     [metrics]
     listen = "127.0.0.1:9323"          # GET /metrics for Prometheus, and nothing else
@@ -363,6 +364,7 @@ def _network(config: Config, table: Table) -> Config:
             publish=publish,
             pools=tuple(_pool(table, text) for text in table.texts("pools")),
             icc=table.flag("icc"),
+            host_access=table.flag("host-access"),
         ),
     )
 

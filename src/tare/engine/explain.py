@@ -24,6 +24,7 @@ from tare.model.networking import Joined, Published
 from tare.model.record import HealthStatus, Record
 from tare.model.spec import Isolation, MountKind, SecurityProfile
 from tare.model.state import STATUS, State
+from tare.network.values import engine_tag, table_name
 from tare.run import plan
 
 _LAST_CAPABILITY: Final = 40
@@ -49,7 +50,7 @@ async def explain(core: Core, ref: str) -> Explanation:
         verdict=tuple(verdict),
         advice=tuple(advice),
         limits=tuple(_limits(record, core.budgets)),
-        ports=tuple(_ports(record)),
+        ports=tuple(_ports(record, table_name(engine_tag(str(core.paths.state))))),
         networks=tuple(_networks(record)),
         isolation=tuple(_isolation(record)),
         volumes=tuple(_volumes(record, core)),
@@ -239,21 +240,24 @@ def _project(project: str, budgets: Budgets) -> list[Limit]:
 # --- network ----------------------------------------------------------------------------------
 
 
-def _ports(record: Record) -> list[Port]:
+def _ports(record: Record, table: str) -> list[Port]:
     found = []
     for joined in record.networks:
         for port in joined.ports:
-            found.append(_port(record, joined, port))
+            found.append(_port(record, joined, port, table))
     return found
 
 
-def _port(record: Record, joined: Joined, port: Published) -> Port:
+def _port(record: Record, joined: Joined, port: Published, table: str) -> Port:
     host = f"[{port.host_address}]" if ":" in port.host_address else port.host_address
     where = joined.ipv6 if ":" in port.host_address else joined.ipv4
     target = where or joined.ipv4 or joined.ipv6 or "the container"
+    family = "6" if ":" in port.host_address else "4"
+    everywhere = port.host_address in ("", "0.0.0.0", "::")  # noqa: S104  # only told about
     rule = (
-        f"table inet tare: {port.protocol} to {host} port {port.host_port} goes to"
-        f" {target} port {port.container_port} (DNAT), network {joined.network}"
+        f"nft: table inet {table}, map {'any' if everywhere else 'at'}{family}: {port.protocol} to"
+        f" {host} port {port.host_port} goes to {target} port {port.container_port},"
+        f" network {joined.network}"
     )
     if not record.alive:
         rule = f"none while it does not run; then: {rule}"

@@ -149,6 +149,8 @@ class Networks:
         """Have the networks that every engine has."""
         for name, driver in ((BRIDGE, "bridge"), (HOST, "host"), (NONE, "null")):
             if name in self._by_name:
+                if name == BRIDGE:
+                    self._reconfigure(self.get(BRIDGE))
                 continue
             spec = NetworkSpec(name=name, driver=driver)
             interface = ""
@@ -162,6 +164,12 @@ class Networks:
             self._keep(NetworkRecord(
                 id=identity, spec=spec, interface=interface, created_ns=time.time_ns()
             ))  # fmt: skip
+
+    def _reconfigure(self, record: NetworkRecord) -> None:
+        """Let the default network be as it is configured now."""
+        options = _default_options(self.settings)
+        if record.spec.options != options:
+            self._keep(replace(record, spec=replace(record.spec, options=options)))
 
     async def create(self, spec: NetworkSpec) -> tuple[str, builtins.list[str]]:
         """Make a network: its id, and warnings. Nothing is left when it raises."""
@@ -388,6 +396,7 @@ def _default_options(settings: NetworkSettings) -> dict[str, str]:
         f"{bridge}.enable_icc": "true" if settings.icc else "false",
         f"{bridge}.enable_ip_masquerade": "true",
         "com.docker.network.driver.mtu": "1500",
+        **({network_values.HOST_ACCESS_OPTION: "true"} if settings.host_access else {}),
     }
 
 

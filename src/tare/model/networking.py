@@ -23,13 +23,14 @@ class NetworkSettings:
     ``default``: the network of a container that names none, ``bridge`` or ``none``. ``publish``:
     the host's address for published ports that name none. ``pools``: what subnets are cut from,
     each a prefix and a length; () is Docker's. ``icc``: whether containers of the default network
-    reach each other.
+    reach each other; ``host_access``: whether they reach what listens on this host.
     """
 
     default: str = BRIDGE
     publish: str = ""
     pools: tuple[tuple[str, int], ...] = ()
     icc: bool = False
+    host_access: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -145,7 +145,7 @@ def answer(
     room = limit - _HEADER_LENGTH - len(query.question) - len(opt)
     parts = []
     for kind, data in records:
-        room -= _RECORD.size + 2 + len(data)
+        room -= _RECORD.size + len(data)
         if room < 0:
             flags |= _TRUNCATED
             break
