@@ -10,8 +10,8 @@ alone, which ``TARE_TEST_REQUIRE=alone`` says.
 
 from __future__ import annotations
 
-import hashlib
 import contextlib
+import hashlib
 import os
 import shutil
 import subprocess
