@@ -96,7 +96,7 @@ class _Doors:
         self.streams = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             for one in (self.datagrams, self.streams):
-                # Nobody but the network's own containers reaches it, whatever the routes are.
+                # Only the network's own containers and this host reach it, whatever the routes are.
                 one.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, device.encode() + b"\0")
                 # The address may come after us: a bridge may be made anew.
                 if family == socket.AF_INET6:
