@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tare.build import checks
 from tare.build.dockerfile import DockerfileError, Finding, Lines, parse
-from tare.build.ignore import IgnoreRules
+from tare.model.ignore import IgnoreRules
 from tare.build.shell_commands import bare, pipelines, program
 
 HEAD = "FROM a:1\n"

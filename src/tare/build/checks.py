@@ -43,9 +43,9 @@ from tare.build.dockerfile.ports import read_port
 from tare.build.dockerfile.scope import Scope, global_arguments
 from tare.build.dockerfile.suggestion import nearest
 from tare.build.dockerfile.words import Lexer, LexError, Word, quoted
-from tare.build.ignore import IgnoreRules
 from tare.build.secret_names import names_a_secret
 from tare.errors import TareError
+from tare.model.ignore import IgnoreRules
 from tare.model.oci import Platform
 from tare.model.reference import Reference
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from tare.build.ignore import IgnoreRules
 from tare.build.tree import Node, Tree, join, resolve
 from tare.errors import FailedError, InvalidError
 from tare.image import tar
 from tare.image.compress import open_decompressed
 from tare.image.entry import ByteSource, Entry, Kind, show
+from tare.model.ignore import IgnoreRules
 
 _CHUNK: Final = 1 << 20
 _CHECKED: Final = 64 << 20
@@ -112,11 +112,14 @@ class Context:
             return
         above, _, name = path.rpartition(b"/")
         self._make_parents(above)
+        self._children[path] = {}
         if path in self._stored:
+            # Of an archive that is unpacked: whoever places it follows the link.
+            if self.owned and self._stored[path].node.kind is Kind.SYMLINK:
+                return
             raise InvalidError(f"the build context has entries below {show(path)}, no directory")
         self._implied.add(path)
         self._stored[path] = _Stored(Node(Kind.DIR))
-        self._children[path] = {}
         self._children[above][name] = None
 
     def _linked(self, entry: Entry) -> _Stored:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 from tare.build import graph
 from tare.build.dockerfile import Copy, InlineFile, Instruction, Workdir
-from tare.build.ignore import IgnoreRules
 from tare.build.placing import Manner, Placement
 from tare.build.selection import Selection, select
 from tare.build.tree import DirectoryTree, Tree
 from tare.errors import InvalidError
 from tare.image.entry import Kind
 from tare.model.digest import Digest
+from tare.model.ignore import IgnoreRules
 from tare.run import identity
 
 if TYPE_CHECKING:

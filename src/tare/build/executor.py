@@ -36,7 +36,6 @@ from tare.build.dockerfile import (
 )
 from tare.build.dockerfile.source import Lines, Source
 from tare.build.host import Host
-from tare.build.ignore import IgnoreRules
 from tare.build.placing import Manner, Placement
 from tare.build.request import (
     BuildError,
@@ -60,6 +59,7 @@ from tare.image.layers import extraction_rules
 from tare.image.store import Image, ImageStore, format_time, parse_time
 from tare.model import oci
 from tare.model.digest import Digest
+from tare.model.ignore import IgnoreRules
 from tare.model.oci import ImageConfig
 from tare.model.reference import Reference
 

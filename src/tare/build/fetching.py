@@ -32,12 +32,12 @@ from urllib.parse import unquote, urljoin, urlsplit
 from tare.build import graph
 from tare.build.context import Context
 from tare.build.dockerfile import Add, proxies
-from tare.build.ignore import IgnoreRules
 from tare.build.selection import Selection, select
 from tare.build.tree import DirectoryTree, Tree, resolve
 from tare.errors import DeniedError, FailedError, InvalidError, MissingError
 from tare.image.entry import Entry, Kind
 from tare.kernel import files
+from tare.model.ignore import IgnoreRules
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession

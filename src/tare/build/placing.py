@@ -142,21 +142,17 @@ class Placement:
         self.take(tree, source.path, source.node, place)
 
     def _copy_directory(self, tree: Tree, source: Source, place: bytes) -> None:
-        if self.directory(place):
-            self._put(self._described(place, source.node, tree))
+        """Place what is in a directory; the directory itself is not described by its source.
+
+        Below it the source's directories are, and take the place of whatever is no directory.
+        """
+        self.directory(place)
         for item in source.items:
             target = join(place, item.name)
-            there = self.node(target)
-            if item.node.kind is Kind.DIR:
-                if there is not None and there.kind is not Kind.DIR:
-                    raise _not_a_directory(target)
-                self.directory(target.rpartition(b"/")[0])
-                self._put(self._described(target, item.node, tree))
-            else:
-                if there is not None and there.kind is Kind.DIR:
-                    raise InvalidError(f"cannot copy the file {show(item.name)} over a directory")
-                self.directory(target.rpartition(b"/")[0])
-                self.take(tree, item.path, item.node, target)
+            if item.node.kind is not Kind.DIR:
+                self._drop_below(target)
+            self.directory(target.rpartition(b"/")[0])
+            self.take(tree, item.path, item.node, target)
 
     def take(self, tree: Tree, path: bytes, node: Node, target: bytes) -> None:
         """Place one file, hard links among those taken kept."""

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tare.build.ignore import IgnoreRules, read_lines
 from tare.errors import InvalidError
+from tare.model.ignore import IgnoreRules, read_lines
 
 VECTORS = [
     json.loads(line)

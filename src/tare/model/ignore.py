@@ -16,9 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tare.build.dockerfile.words import SPACES
 from tare.errors import InvalidError
 
+# What Go's strings.TrimSpace takes for a space.
+SPACES: Final = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
 _SIZE_MAX: Final = 1 << 20
 _PATTERNS_MAX: Final = 10_000
 _LENGTH_MAX: Final = 4096
