@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import socket
 import ssl
 import subprocess
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from harness.registry_server import MANIFEST, Registry, command
-from tare.api.registry import htpasswd
+from tare.api.registry import call, htpasswd
 from tare.api.registry.call import Site
 from tare.api.registry.htpasswd import Htpasswd
 from tare.api.registry.server import Listener
@@ -22,7 +25,7 @@ from tare.errors import InvalidError
 from tare.image.registry_store.settings import ServeSettings, parse_listen
 from tare.image.registry_store.store import RegistryStore
 from tare.kernel import crypt
-from tare.model.distribution import DistributionError
+from tare.model.distribution import ContentDigest, DistributionError
 
 Serve = Callable[..., Registry]
 
@@ -231,31 +234,102 @@ def test_a_web_page_may_not_use_the_registry(serve: Serve, header: dict[str, str
         assert (answer.status, answer.code) == (403, "DENIED")
 
 
+@asynccontextmanager
+async def listening(tmp_path: Path) -> AsyncIterator[tuple[Listener, int]]:
+    """A listener in this process, so that its limits can be small; and its port."""
+    store = RegistryStore(tmp_path / "data")
+    listener = Listener(Site(store, None, ServeSettings()), None, verbose=False)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(listener, "127.0.0.1", 0)
+    try:
+        async with asyncio.timeout(60):
+            yield listener, server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await listener.shutdown(1)
+        store.close()
+
+
 def test_a_connection_on_which_no_request_begins_is_closed(tmp_path: Path) -> None:
     async def wait() -> tuple[bytes, bytes, float]:
-        store = RegistryStore(tmp_path / "data")
-        listener = Listener(Site(store, None, ServeSettings()), None, verbose=False)
-        listener.idle_seconds = 0.3
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(listener, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        began = time.monotonic()
-        silent, _ = await asyncio.open_connection("127.0.0.1", port)
-        half, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-")
-        try:
-            async with asyncio.timeout(60):
-                return await silent.read(), await half.read(), time.monotonic() - began
-        finally:
-            writer.close()
-            server.close()
-            await listener.shutdown(1)
-            store.close()
+        async with listening(tmp_path) as (listener, port):
+            listener.idle_seconds = 0.3
+            began = time.monotonic()
+            silent, _ = await asyncio.open_connection("127.0.0.1", port)
+            half, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-")
+            return await silent.read(), await half.read(), time.monotonic() - began
 
     silent, half, waited = asyncio.run(wait())
 
     assert (silent, half) == (b"", b"")
     assert waited >= 0.25
+
+
+def test_there_are_only_so_many_connections(tmp_path: Path) -> None:
+    async def many() -> tuple[bytes, bytes, bytes]:
+        async with listening(tmp_path) as (listener, port):
+            listener.connections_max = 1
+            first, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+            served = await first.readline()
+            second, _ = await asyncio.open_connection("127.0.0.1", port)
+            refused = await second.read()
+            writer.write(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            return served, refused, await first.read()
+
+    served, refused, rest = asyncio.run(many())
+
+    assert served == b"HTTP/1.1 200 OK\r\n"
+    assert refused == b""
+    assert rest.count(b"HTTP/1.1 200 OK") == 1
+
+
+@pytest.mark.attack("A29")
+def test_a_body_that_comes_too_slowly_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call, "PIECE_SECONDS", 0.3)
+
+    async def slow() -> tuple[bytes, int]:
+        async with listening(tmp_path) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"PUT /v2/x/manifests/y HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+            return await reader.readline(), len(await reader.read())
+
+    line, rest = asyncio.run(slow())
+
+    assert line == b"HTTP/1.1 408 Request Timeout\r\n"
+    assert rest > 0
+
+
+@pytest.mark.attack("A29")
+def test_a_client_that_takes_nothing_of_its_answer_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call, "PIECE_SECONDS", 0.3)
+    content = bytes(32 << 20)
+
+    async def deaf() -> int:
+        async with listening(tmp_path) as (listener, port):
+            store = listener._site.store
+            upload = store.begin("x")
+            upload.write(content)
+            blob = store.finish(upload, ContentDigest.of(content))
+            with socket.create_connection(("127.0.0.1", port)) as peer:
+                peer.sendall(f"GET /v2/x/blobs/{blob.digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                while len(listener._connections) == 0:
+                    await asyncio.sleep(0.01)
+                while len(listener._connections) > 0:
+                    await asyncio.sleep(0.01)
+                peer.settimeout(30)
+                taken = 0
+                with contextlib.suppress(ConnectionResetError):
+                    while piece := peer.recv(1 << 20):
+                        taken += len(piece)
+                return taken
+
+    assert asyncio.run(deaf()) < len(content)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,3 +104,14 @@ def test_a_layer_is_read_to_its_end_though_the_engine_deletes_it(state: Path) ->
     assert first + b"".join(pieces) == BASE
     with pytest.raises(FailedError):
         blob.pieces()
+
+
+def test_the_names_are_read_though_the_daemon_was_killed(state: Path, tmp_path: Path) -> None:
+    # What a kill leaves: a journal that nobody folded into the database, and no shared memory.
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("images.db", "images.db-wal"):
+        shutil.copy(state / name, copy / name)
+    assert (copy / "images.db-wal").stat().st_size > 0
+
+    assert EngineImages(copy).repositories() == ["app", "ghcr.io/o/r", "team/tool"]

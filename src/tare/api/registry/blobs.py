@@ -22,7 +22,7 @@ async def get(call: Call) -> web.StreamResponse:
     if call.request.headers.get("If-None-Match") == headers["ETag"]:
         return answer(304, headers=described(digest))
     if isinstance(found, Blob):
-        if call.head:
+        if call.head and not call.site.settings.read_only:
             await asyncio.to_thread(call.site.store.want, name, found)
         return await call.send_file(found.path, found.size, headers)
     return await call.send_pieces(found.pieces, found.size, headers)

@@ -44,7 +44,8 @@ CONNECTIONS: Final = 1024
 IDLE_SECONDS: Final = 60.0
 _HANDSHAKE_SECONDS: Final = 20.0
 _HOUSEKEEPING_SECONDS: Final = 3600.0
-_READ_AHEAD: Final = 1 << 20
+_READ_AHEAD: Final = 256 << 10
+_WRITERS: Final = 64  # requests with a body at a time: each may hold some MiB
 _BACKLOG: Final = 512
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -116,6 +117,8 @@ class Listener(web.Server):
         self._users = users
         self._verbose = verbose
         self.idle_seconds = IDLE_SECONDS
+        self.connections_max = CONNECTIONS
+        self._writers = asyncio.Semaphore(_WRITERS)
 
     def __call__(self) -> web.RequestHandler:
         """The protocol of a new connection."""
@@ -124,7 +127,7 @@ class Listener(web.Server):
     @property
     def full(self) -> bool:
         """Are there as many connections as may be?"""
-        return len(self._connections) > CONNECTIONS
+        return len(self._connections) > self.connections_max
 
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
@@ -155,9 +158,13 @@ class Listener(web.Server):
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         handler, words = routes.find(request.method, request.raw_path.partition("?")[0])
-        if self._site.settings.read_only and request.method not in routes.READING:
+        call = Call(request, self._site, words)
+        if request.method in routes.READING:
+            return await handler(call)
+        if self._site.settings.read_only:
             raise DistributionError(Code.UNSUPPORTED, "this registry is read-only")
-        return await handler(Call(request, self._site, words))
+        async with self._writers:
+            return await handler(call)
 
 
 def _refuse_browsers(request: web.BaseRequest) -> None:

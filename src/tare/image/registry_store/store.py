@@ -82,7 +82,6 @@ class RegistryStore:
 
     def __init__(self, directory: Path, *, clock: Clock = time.time) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.chmod(0o700)
         self.directory = directory
         self.clock = clock
         for name in ("uploads", "blobs/sha256", "blobs/sha512"):
