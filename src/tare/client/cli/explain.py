@@ -51,7 +51,7 @@ def _words(found: Json) -> str:
 COMMANDS = {
     "explain": Command(
         "[OPTIONS] CONTAINER [CONTAINER...]",
-        "Say why a container is as it is: its end, its limits, its ports, its walls",
+        "Say why a container is as it is: its end, limits, ports, walls",
         _run,
         {"format": ("", "string", "Print by 'json'")},
         least=1,
