@@ -18,11 +18,12 @@ from dataclasses import asdict, dataclass
 from ipaddress import IPv6Interface, ip_address, ip_interface, ip_network
 from typing import Final, Self, TypedDict
 
-from tare.kernel import rtnetlink
+from tare.kernel import rtnetlink, tap
 from tare.kernel.netlink import Message, visiting
 from tare.kernel.rtnetlink import Routing
 
 VETH: Final = "veth"
+FIRST: Final = "eth0"
 MACVLAN: Final = "macvlan"
 
 
@@ -94,6 +95,24 @@ class Interface:
         return cls(**changed)  # type: ignore[arg-type]  # the same fields
 
 
+class Prepared:
+    """A link made ahead of time: both ends are there and down, the inner one called eth0.
+
+    It goes when its namespace does. `close` lets go of the namespace.
+    """
+
+    __slots__ = ("inner", "inside", "ipv6", "name", "outside")
+
+    def __init__(self, name: str, outside: int, inner: Routing, inside: int, ipv6: bool) -> None:
+        self.name, self.outside = name, outside
+        self.inner, self.inside = inner, inside
+        self.ipv6 = ipv6
+
+    def close(self) -> None:
+        """Close the connection into the namespace."""
+        self.inner.close()
+
+
 class Attacher:
     """Attaches interfaces; holds the connection to the own namespace, which every start needs."""
 
@@ -104,16 +123,67 @@ class Attacher:
         """Let go of the connection."""
         self._outer.close()
 
-    def attach(self, wanted: Interface, namespace: int) -> None:
+    def prepare(self, namespace: int, *, ipv6: bool) -> Prepared:
+        """A link into the network namespace of that descriptor, for a later `attach`."""
+        name = f"tp{os.urandom(6).hex()}"
+        with _named_as(f"a prepared link {name}"):
+            self._outer.request(
+                rtnetlink.new_veth(name, mtu=1500, peer=FIRST, peer_mac=None, namespace=namespace)
+            )
+            try:
+                outside = _index(name)
+                with visiting(namespace):
+                    if not ipv6:
+                        _set_ipv6(FIRST, on=False)
+                    inner = Routing()
+                try:
+                    return Prepared(name, outside, inner, inner.index(FIRST), ipv6)
+                except BaseException:
+                    inner.close()
+                    raise
+            except BaseException:
+                self.detach(name)
+                raise
+
+    def attach(self, wanted: Interface, namespace: int, prepared: Prepared | None = None) -> None:
         """Make *wanted* in the network namespace of that descriptor; on OSError nothing is left.
 
-        An outer end of that name, of a container that is being taken down, is replaced.
+        An outer end of that name, of a container that is being taken down, is replaced. *prepared*
+        is used up, in any case.
         """
         with _named(wanted):
-            if wanted.kind == MACVLAN:
+            if prepared is not None and wanted.kind == VETH:
+                self._use(prepared, wanted, namespace)
+            elif wanted.kind == MACVLAN:
                 self._macvlan(wanted, namespace)
             else:
                 self._veth(wanted, namespace)
+
+    def _use(self, prepared: Prepared, wanted: Interface, namespace: int) -> None:
+        name, outside = wanted.host_name, prepared.outside
+        try:
+            if wanted.ipv6 != prepared.ipv6:
+                with visiting(namespace):
+                    _set_ipv6(FIRST, on=wanted.ipv6)
+            index = prepared.inside
+            own_name = wanted.name if wanted.name != FIRST else None
+            own = rtnetlink.set_link(
+                index, wanted.name, name=own_name, mac=wanted.mac, mtu=wanted.mtu
+            )
+            prepared.inner.request(own, *_inside(wanted, index))
+            bridge = _index(wanted.parent)
+            joins = rtnetlink.set_link(outside, name, name=name, master=bridge, mtu=wanted.mtu)
+            try:
+                self._outer.request(joins, *_port(wanted, outside))
+            except FileExistsError:
+                self.detach(name)
+                self._outer.request(joins, *_port(wanted, outside))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._outer.request(rtnetlink.delete_link(outside, name))
+            raise
+        finally:
+            prepared.close()
 
     def _veth(self, wanted: Interface, namespace: int) -> None:
         name = wanted.host_name
@@ -156,6 +226,28 @@ class Attacher:
             remove_inside(wanted.name, namespace)
             raise
 
+    def tap(self, wanted: Interface) -> int:
+        """The link of a machine: a tap device under the outer end's name, by its descriptor.
+
+        The port of the bridge is what a container's is. Addresses and routes are the guest's to
+        set. The device goes with the last copy of the descriptor.
+        """
+        with _named(wanted):
+            if wanted.kind != VETH:
+                raise OSError(errno.EOPNOTSUPP, f"a machine cannot be linked by {wanted.kind}")
+            descriptor = tap.create(wanted.host_name)
+            try:
+                index, bridge = _index(wanted.host_name), _index(wanted.parent)
+                name = wanted.host_name
+                self._outer.request(
+                    rtnetlink.set_link(index, name, master=bridge, mtu=wanted.mtu),
+                    *_port(wanted, index),
+                )
+            except BaseException:
+                os.close(descriptor)
+                raise
+            return descriptor
+
     def detach(self, host_name: str) -> None:
         """Remove an outer end, and so the inner one; nothing happens when there is none."""
         with contextlib.suppress(OSError):
@@ -179,14 +271,18 @@ def _index(name: str) -> int:
 
 
 @contextlib.contextmanager
-def _named(wanted: Interface) -> Iterator[None]:
+def _named_as(what: str) -> Iterator[None]:
     """Every failure names the interface that it is about."""
     try:
         yield
     except OSError as error:
         if error.filename is None:
-            error.filename = f"{wanted.name} on {wanted.parent}"
+            error.filename = what
         raise
+
+
+def _named(wanted: Interface) -> contextlib.AbstractContextManager[None]:
+    return _named_as(f"{wanted.name} on {wanted.parent}")
 
 
 def _configure(wanted: Interface, namespace: int) -> None:
@@ -195,34 +291,38 @@ def _configure(wanted: Interface, namespace: int) -> None:
     with visiting(namespace):
         inner = Routing()
         if not wanted.ipv6:
-            _disable_ipv6(name)
+            _set_ipv6(name, on=False)
     with inner:
-        index = inner.index(name)
-        messages: list[Message] = [rtnetlink.set_link(index, name, up=True)]
-        if wanted.ipv6:
-            messages.insert(0, rtnetlink.no_link_local(index, name))
-            messages.append(rtnetlink.new_address(index, link_local(wanted.mac), name))
-        messages += [rtnetlink.new_address(index, ip_interface(a), a) for a in wanted.addresses]
-        for destination, via in wanted.routes:
-            hop = ip_address(via) if via else None
-            messages.append(rtnetlink.new_route(index, ip_network(destination), hop, destination))
-        for via in wanted.gateways:
-            gateway = ip_address(via)
-            everywhere = ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0")
-            messages.append(rtnetlink.new_route(index, everywhere, gateway, via))
-        if wanted.rate:
-            messages.append(rtnetlink.token_bucket(index, wanted.rate, name))
-        inner.request(*messages)
+        inner.request(*_inside(wanted, inner.index(name)))
 
 
-def _disable_ipv6(name: str) -> None:
+def _inside(wanted: Interface, index: int) -> list[Message]:
+    name = wanted.name
+    messages: list[Message] = [rtnetlink.set_link(index, name, up=True)]
+    if wanted.ipv6:
+        messages.insert(0, rtnetlink.no_link_local(index, name))
+        messages.append(rtnetlink.new_address(index, link_local(wanted.mac), name))
+    messages += [rtnetlink.new_address(index, ip_interface(a), a) for a in wanted.addresses]
+    for destination, via in wanted.routes:
+        hop = ip_address(via) if via else None
+        messages.append(rtnetlink.new_route(index, ip_network(destination), hop, destination))
+    for via in wanted.gateways:
+        gateway = ip_address(via)
+        everywhere = ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0")
+        messages.append(rtnetlink.new_route(index, everywhere, gateway, via))
+    if wanted.rate:
+        messages.append(rtnetlink.token_bucket(index, wanted.rate, name))
+    return messages
+
+
+def _set_ipv6(name: str, *, on: bool) -> None:
     """In the namespace visited; a host without IPv6 has nothing to disable."""
     try:
         descriptor = os.open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", os.O_WRONLY)
     except FileNotFoundError:
         return
     try:
-        os.write(descriptor, b"1")
+        os.write(descriptor, b"0" if on else b"1")
     finally:
         os.close(descriptor)
 

@@ -30,7 +30,7 @@ from tare.errors import (
     UnsupportedError,
 )
 from tare.kernel import cgroup, files, mount, process
-from tare.kernel.interfaces import Attacher, Interface
+from tare.kernel.interfaces import Attacher, Interface, Prepared
 from tare.run import devices, handover, init, rootfs, spares
 from tare.run.sandbox import Bind, Sandbox
 from tare.run.spares import Spare, Spares
@@ -181,8 +181,10 @@ def launch(sandbox: Sandbox, context: Context) -> Launch:
     """Clone the child and hand it everything; raises TareError with nothing left behind."""
     # The group's name is the container's: one of a crashed start may be left, and is replaced.
     group = context.layout.group(sandbox["cgroup"]["path"])
-    job = spares.job(sandbox) if sandbox["ordinary"] and context.spares is not None else None
-    spare = context.spares.take() if job is not None and context.spares is not None else None
+    job = spare = None
+    if sandbox["ordinary"] and context.spares is not None:
+        job = spares.job(sandbox)
+        spare = context.spares.take(sandbox["interfaces"]) if job is not None else None
     theirs = None
     if spare is None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -234,7 +236,7 @@ def _launch(
         if spare is not None:
             work.owner = spare.owner
             _limit(work)
-            _link(work, context)
+            _link(work, context, spare.link)
             _hand_over_root(work, made, context, closing)
             inherited = _streams(work, work.control, context, closing)
             _make_group(work, made.rules, inherited, context, closing)
@@ -247,16 +249,17 @@ def _launch(
             _make_group(work, made.rules, inherited, context, closing)
             _clone(work, inherited, closing)
             _limit(work)
-            _link(work, context)
+            _link(work, context, None)
             _hand_over_root(work, made, context, closing)
     # Tearing down namespaces takes long: these are kept until the exit is reported.
     for kind, flag in (("mnt", process.CLONE_NEWNS), ("ipc", process.CLONE_NEWIPC)):
         if work.sandbox["flags"] & flag:
             path = f"/proc/{work.pid}/ns/{kind}"
-            work.kept.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            with contextlib.suppress(FileNotFoundError):  # it has ended already
+                work.kept.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
 
-def _link(work: Launch, context: Context) -> None:
+def _link(work: Launch, context: Context, prepared: Prepared | None) -> None:
     """The interfaces of its own network namespace; loopback is the child's work.
 
     Before the root goes over, so that they are there when sysctls that name them are written.
@@ -271,7 +274,8 @@ def _link(work: Launch, context: Context) -> None:
         if context.attacher is None:
             context.attacher = Attacher()
         try:
-            context.attacher.attach(Interface.of(plain), namespace)
+            context.attacher.attach(Interface.of(plain), namespace, prepared)
+            prepared = None  # it was for the first
         except OSError as error:
             where = f" ({os.fsdecode(error.filename)})" if error.filename else ""
             raise FailedError(

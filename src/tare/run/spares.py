@@ -17,10 +17,12 @@ import os
 import select
 import signal
 import socket
+from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
 from tare.kernel import process
+from tare.kernel.interfaces import VETH, Attacher, Plain, Prepared
 from tare.run import handover, init, walls
 from tare.run.sandbox import Sandbox
 from tare.run.stub import REPORT, Stub
@@ -31,6 +33,8 @@ _MAXIMUM: Final = 120_000
 # of per-user limits counts against nobody else (attack A48).
 _OWNER_BASE: Final = 0x5FFF0000
 _OWNERS: Final = 65_000
+_REMEMBERED: Final = 8
+"""How many starts decide what the next spares are like."""
 
 
 @dataclass(slots=True)
@@ -41,6 +45,7 @@ class Spare:
     pidfd: int
     control: socket.socket
     owner: int
+    link: Prepared | None = None
 
     def alive(self) -> bool:
         """Whether it still waits."""
@@ -51,6 +56,8 @@ class Spare:
     def close(self) -> None:
         """End it."""
         self.control.close()
+        if self.link is not None:
+            self.link.close()
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         os.close(self.pidfd)
@@ -85,20 +92,35 @@ class Spares:
         self._waiting: list[Spare] = []
         self._stub, self._last, self._points = stub, last_capability, test_points
         self._owners = itertools.cycle(range(_OWNERS))
+        self._wishes: deque[bool] = deque(maxlen=_REMEMBERED)
+        self._ipv6 = False
+        self._attacher: Attacher | None = None
 
     @property
     def wanted(self) -> bool:
         """Whether `fill` would make one."""
         return len(self._waiting) < self._number
 
-    def take(self) -> Spare | None:
-        """One that is alive, or None."""
-        while self._waiting:
-            spare = self._waiting.pop(0)
+    def take(self, interfaces: list[Plain]) -> Spare | None:
+        """One that is alive, or None; with a link if that is of use for *interfaces*."""
+        linked = bool(interfaces) and interfaces[0]["kind"] == VETH
+        self._wishes.append(linked)
+        if linked:
+            self._ipv6 = interfaces[0]["ipv6"]
+        for spare in sorted(self._waiting, key=lambda one: (one.link is None) is linked):
+            if spare.link is not None and not linked:
+                break  # taking the link away would take longer than cloning
+            self._waiting.remove(spare)
             if spare.alive():
                 return spare
             spare.close()
         return None
+
+    def _next_is_linked(self) -> bool:
+        """Whether the next one is to have a link: as many have one as were wanted with one."""
+        have = sum(spare.link is not None for spare in self._waiting)
+        share = sum(self._wishes) / max(len(self._wishes), 1)
+        return have < share * self._number
 
     def fill(self) -> None:
         """Make one."""
@@ -116,7 +138,22 @@ class Spares:
             return
         finally:
             theirs.close()
-        self._waiting.append(Spare(pid, pidfd, ours, owner))
+        spare = Spare(pid, pidfd, ours, owner)
+        self._waiting.append(spare)
+        if self._next_is_linked():
+            self._link(spare)
+
+    def _link(self, spare: Spare) -> None:
+        """What cannot be done ahead of time is done when it is wanted, and fails then."""
+        if self._attacher is None:
+            self._attacher = Attacher()
+        namespace = os.open(f"/proc/{spare.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            spare.link = self._attacher.prepare(namespace, ipv6=self._ipv6)
+        except OSError:
+            pass
+        finally:
+            os.close(namespace)
 
     def _wait(self, control: socket.socket) -> None:
         # It may wait long: it must not keep other containers' pipes open.
