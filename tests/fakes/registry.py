@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import re
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ class FakeRegistry:
     host_name: str = "127.0.0.1"
     password: str = ""
     tokens: bool = False
+    context: ssl.SSLContext | None = None
     ranges: bool = True
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[tuple[str, str], tuple[str, bytes]] = field(default_factory=dict)
@@ -112,7 +114,7 @@ class FakeRegistry:
         self._ending = asyncio.Event()
         runner = web.ServerRunner(web.Server(self._serve), shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, self.host_name, 0)
+        site = web.TCPSite(runner, self.host_name, 0, ssl_context=self.context)
         await site.start()
         self.port = int(runner.addresses[0][1])
         self.host = f"{self.host_name}:{self.port}"

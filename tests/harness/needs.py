@@ -128,6 +128,7 @@ PROBES: Final[dict[str, Callable[[], str]]] = {
     "runc": _program("runc"),
     "docker-registry": _program("docker-registry"),
     "skopeo": _program("skopeo"),
+    "openssl": _program("openssl"),
     "fsck.erofs": _program("fsck.erofs"),
     "gcc": _program("gcc"),
     "newuidmap": _program("newuidmap"),

@@ -172,10 +172,12 @@ class Downloads:
                 raise
             finally:
                 receiving.cancel()
-                growing.fail(FailedError("the download was stopped"))
-                await asyncio.wait((converting, receiving))
+                growing.fail()
+                for one in (await asyncio.wait((converting, receiving)))[0]:
+                    if not one.cancelled():
+                        one.exception()  # raised above, or of no interest beside what is
                 told.close()
-                if not keep:
+                if not (keep and growing.size):
                     self._partials.discard(blob.digest)
 
     def _convert(self, checked: _Checked, wanted: Wanted, lease: Lease) -> LayerInfo:
@@ -198,13 +200,13 @@ class Downloads:
                 failed += 1
                 last = failed >= len(wanted.places)
                 if last and (not isinstance(error, LineError) or failed >= settings.attempts):
-                    growing.fail(error)
+                    growing.fail()
                     raise
                 if isinstance(error, LineError):
                     told.retrying()
                     await asyncio.sleep(pause(settings, failed))
-            except BaseException as error:
-                growing.fail(error)
+            except BaseException:
+                growing.fail()
                 raise
         growing.finish()
         told.received()

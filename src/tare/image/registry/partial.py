@@ -98,7 +98,7 @@ class Growing:
         self.position = 0
         """How far it was read."""
         self._whole = False
-        self._error: BaseException | None = None
+        self._failed = False
 
     def __enter__(self) -> Self:
         return self
@@ -140,10 +140,10 @@ class Growing:
             self._whole = True
             self._condition.notify_all()
 
-    def fail(self, error: BaseException) -> None:
-        """No more will come, because of *error*: the reader raises it."""
+    def fail(self) -> None:
+        """No more will come, and it is not all: the reader raises an error of its own."""
         with self._condition:
-            self._error = error
+            self._failed = True
             self._condition.notify_all()
 
     # --- the side that reads ------------------------------------------------------------------
@@ -151,10 +151,10 @@ class Growing:
     def read(self, n: int = -1, /) -> bytes:
         """At most *n* of the next bytes, waiting for them; empty at the end."""
         with self._condition:
-            while self.position >= self.size and not self._whole and self._error is None:
+            while self.position >= self.size and not (self._whole or self._failed):
                 self._condition.wait()
-            if self._error is not None:
-                raise self._error
+            if self._failed:
+                raise FailedError("the download was stopped")
             wanted = self.size - self.position if n < 0 else min(n, self.size - self.position)
         data = os.pread(self._file, wanted, self.position) if wanted else b""
         if len(data) < wanted and not data:

@@ -42,10 +42,10 @@ def check_host(text: str) -> str:
 
 
 def host_part(host: str) -> str:
-    """``HOST`` of ``HOST:PORT``, without the brackets of an IPv6 address."""
+    """``HOST`` of ``HOST:PORT``; of an IPv6 address, with brackets or without, the address."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    return host if host.count(":") > 1 else host.partition(":")[0]
 
 
 def is_loopback(host: str) -> bool:

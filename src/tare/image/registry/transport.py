@@ -332,21 +332,16 @@ class Host:
     ) -> aiohttp.ClientResponse:
         await self.access.refresh(scope)
         response = await self._followed(method, url, scope, headers, body)
-        # The second challenge is to a token that the first one gave: no third.
-        for _ in range(2):
-            if response.status != 401 or not isinstance(body, bytes | None):
-                break
-            if _authority(response.url) != _authority(self._base):
-                break
-            header = ", ".join(response.headers.getall("WWW-Authenticate", []))
-            before = self.access.header(scope)
-            if not await self.access.answer(header, scope):
-                break
-            if self.access.header(scope) == before:
-                break
-            response.release()
-            response = await self._followed(method, url, scope, headers, body)
-        return response
+        if response.status != 401 or not isinstance(body, bytes | None):
+            return response
+        if response.url.origin() != self._base.origin():
+            return response  # whoever we were led to is told nothing
+        header = ", ".join(response.headers.getall("WWW-Authenticate", []))
+        if not await self.access.answer(header, scope):
+            return response
+        # A challenge to what answered the first one is the end.
+        response.release()
+        return await self._followed(method, url, scope, headers, body)
 
     async def _followed(
         self, method: str, url: URL, scope: str, headers: Mapping[str, str], body: Body
