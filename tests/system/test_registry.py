@@ -16,6 +16,7 @@ import pytest
 
 from fakes import archives
 from harness.engines import Engine
+from harness.registry_server import Registry, command
 
 pytestmark = [
     pytest.mark.system,
@@ -129,6 +130,42 @@ def test_the_daemon_may_be_killed_and_the_registry_loses_nothing(engine: Engine)
 
     assert address(engine) != ""
     assert get(address(engine), "/v2/kept/manifests/1") == before
+
+
+@pytest.mark.attack("A32")
+def test_login_push_and_pull_over_tls_with_a_password(engine: Engine, tmp_path: Path) -> None:
+    cert, key, users = tmp_path / "ca.pem", tmp_path / "key.pem", tmp_path / "users"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt"),
+            *("ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"),
+            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    subprocess.run(command("passwd", str(users), "anna"), input=b"secret\n", check=True)
+    served = Registry(
+        tmp_path / "g", f"--tls-cert={cert}", f"--tls-key={key}", f"--htpasswd={users}"
+    )
+    path = engine.directory / "c/config.toml"
+    path.write_text(f"{path.read_text()}[registries.'{served.host}']\nca = '{cert}'\n")
+    load(engine, f"{served.host}/team/app:1")
+    name = f"{served.host}/team/app:1"
+
+    stranger = engine.tare("push", name)
+    wrong = engine.tare("login", "-u", "anna", "-p", "wrong", served.host)
+    engine.out("login", "-u", "anna", "-p", "secret", served.host)
+    engine.out("push", name)
+    engine.out("rmi", "-f", name)
+    engine.out("pull", name)
+    listed = engine.out("registry", "ls", f"{served.host}/team/app")
+    served.end()
+
+    assert (stranger.returncode, wrong.returncode) == (1, 1)
+    assert engine.out("images", "-q", "--no-trunc") == ID
+    assert listed == name
+    assert "secret" not in served.log() + engine.log()
 
 
 def test_a_registry_that_can_not_be_served_is_no_reason_to_serve_no_containers(
