@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tare.build import checks
 from tare.build.dockerfile import DockerfileError, Finding, Lines, parse
-from tare.model.ignore import IgnoreRules
 from tare.build.shell_commands import bare, pipelines, program
+from tare.model.ignore import IgnoreRules
 
 HEAD = "FROM a:1\n"
 
@@ -151,6 +151,7 @@ STEPS = st.sampled_from(
      "COPY --from=b / /", "EXPOSE 99999", "EXPOSE $x", "USER $u", "WORKDIR $w", "CMD x", "CMD []",
      "ENTRYPOINT []", "RUN chmod +s", "RUN []", 'RUN ["curl", "-k"]', "VOLUME //", "# check=x",
      "# check=skip=all", "HEALTHCHECK NONE", "ONBUILD RUN x", "LABEL a b", "RUN passwd",
+     "RUN useradd", "RUN useradd -p", "RUN sudo", "RUN chmod", "RUN = | |& )(",
      "ADD x:// y")
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from tare.build.dockerfile import (
@@ -315,7 +316,7 @@ def _account(place: Place, name: str, words: Command) -> Iterator[Note]:
     options = words[1:]
     if name != "adduser" and any(w == "--non-unique" or _short(w, "o") for w in options):
         yield Note("DuplicateUserId", place, f"{name} gives a number that is taken")
-    for option, value in zip(options, (*options[1:], None), strict=True):
+    for option, value in pairwise(options):
         if name != "adduser" and option in ("-p", "--password") and value == "":
             yield Note("EmptyPassword", place, f"{name} sets an empty password")
 

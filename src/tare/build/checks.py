@@ -278,7 +278,7 @@ class _Checker:
 
     def _base(self, stage: Stage) -> Stage | None:
         image = self._word(stage.base, stage.start)
-        return image and self._dockerfile.named(image.text, before=stage.index)
+        return None if image is None else self._dockerfile.named(image.text, before=stage.index)
 
     def _scope(self, stage: Stage) -> tuple[Scope, bool]:
         """The variables that a stage begins with, and whether those of its base are known."""
@@ -292,6 +292,8 @@ class _Checker:
         return Scope(variables or {}, self._arguments, self._build_args), variables is not None
 
     def _variables(self, instruction: Instruction, scope: Scope, *, known: bool) -> Iterator[Note]:
+        if isinstance(instruction, Expose):
+            return  # BuildKit has no word for these, and a range would be written out here
         unset: set[str] = set()
         environment = scope.environment
         try:

@@ -201,6 +201,7 @@ def test_a_mount_with_a_variable_is_found_wrong_at_its_step() -> None:
         ("EXPOSE 65536", "invalid containerPort: 65536"),
         ("EXPOSE 9-8", "invalid containerPort: 9-8"),
         ("EXPOSE x:80:80", "invalid IP address: x"),
+        ("EXPOSE" + " 0-65535" * 4, "more ports than there are"),
         ("EXPOSE 1-2:5-8", "invalid ranges specified"),
     ],
 )

@@ -74,6 +74,7 @@ def test_a_stage_is_found_by_name_in_any_case_or_by_number() -> None:
     assert found.stage("1") is found.stages[1]
     assert found.stage("3") is None
     assert found.stage("1", before=1) is None
+    assert found.named("1") is None
 
 
 def test_directives_are_told() -> None:

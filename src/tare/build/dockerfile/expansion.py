@@ -31,6 +31,7 @@ from tare.build.dockerfile.words import Lexer, LexError
 from tare.model.oci import is_signal
 
 _I = TypeVar("_I", bound=Instruction)
+_PORTS_MAX: Final = 3 << 16  # each of every protocol
 _DOCUMENT: Final = Lexer(plain_quotes=True)
 
 
@@ -128,10 +129,14 @@ class _Expander:
 
     def _ports(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         names: dict[str, None] = {}
+        written = 0
         for text in sorted(texts):
-            word = self._lexer.word(text, self._environment)
-            for port in word.words:
-                names.update(dict.fromkeys(read_port(port).names()))
+            for word in self._lexer.word(text, self._environment).words:
+                port = read_port(word)
+                written += port.last - port.first + 1
+                if written > _PORTS_MAX:
+                    raise ValueError("EXPOSE names more ports than there are")
+                names.update(dict.fromkeys(port.names()))
         return tuple(names)
 
 

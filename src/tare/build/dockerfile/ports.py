@@ -22,7 +22,8 @@ class Exposed:
 
     def names(self) -> list[str]:
         """``80/tcp`` for each."""
-        return [f"{port}/{self.protocol.lower()}" for port in range(self.first, self.last + 1)]
+        protocol = self.protocol.lower()
+        return [f"{port}/{protocol}" for port in range(self.first, self.last + 1)]
 
 
 def read_port(text: str) -> Exposed:

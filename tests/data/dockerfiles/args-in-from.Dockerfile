@@ -1,0 +1,12 @@
+ARG REGISTRY=
+ARG DISTRO=debian SUITE=bookworm
+ARG BASE=${REGISTRY:+${REGISTRY}/}${DISTRO}:${SUITE}
+ARG VARIANT=${SUITE/book/slim-}
+FROM ${BASE} AS first
+ARG SUITE
+LABEL suite=$SUITE variant=$VARIANT
+FROM first AS second
+ARG BASE
+LABEL base="${BASE}"
+FROM ${MISSING:-second}
+CMD ["true"]

@@ -1,0 +1,2 @@
+FROM app-onbuild:1
+EXPOSE 3000
