@@ -251,7 +251,7 @@ def test_a_manifest_whose_blob_was_collected_is_refused(serve: Serve) -> None:
     )
     done = registry.ask("PUT", "/v2/late/manifests/v1", raw, Content_Type=MANIFEST)
 
-    assert (done.status, done.code) == (404, "MANIFEST_BLOB_UNKNOWN")
+    assert (done.status, done.code) == (400, "MANIFEST_BLOB_UNKNOWN")
     assert descriptor(b"{}", LAYER)["digest"] == digest(b"{}")
 
 

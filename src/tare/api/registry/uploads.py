@@ -11,7 +11,7 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from aiohttp import web
@@ -31,10 +31,12 @@ async def begin(call: Call) -> web.StreamResponse:
     name = repository_name(call.words[0])
     store = call.site.store
     if "mount" in call.query:
-        digest = ContentDigest.parse(call.query["mount"])
-        source = repository_name(call.query["from"]) if call.query.get("from") else None
-        if await asyncio.to_thread(store.mount, name, digest, source):
-            return _created(name, digest)
+        # What cannot be mounted, for whatever reason, is to be uploaded.
+        with suppress(DistributionError):
+            digest = ContentDigest.parse(call.query["mount"])
+            source = repository_name(call.query["from"]) if call.query.get("from") else None
+            if await asyncio.to_thread(store.mount, name, digest, source):
+                return _created(name, digest)
     if "digest" not in call.query:
         return _going_on(await asyncio.to_thread(store.begin, name))
     digest = ContentDigest.parse(call.query["digest"])

@@ -358,7 +358,6 @@ class RegistryStore:
                     raise DistributionError(
                         Code.MANIFEST_BLOB_UNKNOWN,
                         f"the manifest refers to {link.digest}, which was not pushed",
-                        status=404,
                     )
                 if rows and rows[0][0] != link.size:
                     raise DistributionError(
