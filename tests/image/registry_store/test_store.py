@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -246,3 +248,43 @@ def test_the_hash_of_an_upload_does_not_depend_on_how_it_came(tmp_path: Path) ->
     resumed.seal(ContentDigest.of(content, "sha512"))
     with pytest.raises(DistributionError):
         resumed.seal(ContentDigest.of(content[1:]))
+
+
+def test_pushes_and_the_collector_at_once_leave_the_store_true(
+    tmp_path: Path, store: RegistryStore
+) -> None:
+    other = RegistryStore(tmp_path / "registry")  # as another process would open it
+
+    def one(number: int) -> int:
+        """Push the same three blobs as everybody, name them, delete; how often it had to begin."""
+        name, tries = f"r{number}", 0
+        for _ in range(8):
+            while True:
+                tries += 1
+                blobs = [push(store, b"%d" % i * 1000, name) for i in range(3)]
+                try:
+                    digest = store.put_manifest(name, f"t{number}", manifest(*blobs))
+                    break
+                except DistributionError as error:
+                    assert error.code is Code.MANIFEST_BLOB_UNKNOWN
+            for blob in blobs:
+                assert blob.path.stat().st_size == blob.size
+            with contextlib.suppress(DistributionError):
+                store.remove_manifest(name, digest)
+        return tries
+
+    def sweep(_: int) -> None:
+        for _ in range(10):
+            collect(other, grace=-10)
+
+    with ThreadPoolExecutor(5) as pool:
+        sweeping = pool.map(sweep, range(1))
+        tries = list(pool.map(one, range(4)))
+        list(sweeping)
+    known = {str(row[0]) for row in store.index.read("SELECT digest FROM blobs")}
+    found = {f"sha256:{path.name}" for path in (store.directory / "blobs/sha256").iterdir()}
+    other.close()
+
+    assert min(tries) >= 8
+    assert known == found
+    assert list((store.directory / "uploads").iterdir()) == []
