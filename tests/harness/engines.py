@@ -206,7 +206,9 @@ class Engine:
     def groups(self) -> list[Path]:
         """The directories of containers' cgroups, in every hierarchy."""
         found = [path for top in self._parents() for path in top.iterdir() if path.is_dir()]
-        return [path for path in found if not path.name.startswith("spare-")]
+        projects = [path for path in found if path.name.startswith("project-")]
+        found += [path for top in projects for path in top.iterdir() if path.is_dir()]
+        return [path for path in found if not path.name.startswith(("spare-", "project-"))]
 
     def _parents(self) -> list[Path]:
         top = Path("/sys/fs/cgroup")

@@ -86,7 +86,7 @@ class Transfers:
         async with self._volumes.shown(name) as path:
             shared = await asyncio.to_thread(_shares_extents, path)
         if shared:
-            said = f"a snapshot: {names} stood still while the files were cloned"
+            said = f"{names} stood still while the files were cloned"
             return Export("snapshot", said, self._snapshot(name, writers))
         if pause:
             said = f"{names} stood still until the archive was whole"

@@ -25,6 +25,7 @@ async def _list(call: Call) -> web.StreamResponse:
 async def _create(call: Call) -> web.StreamResponse:
     name, _, options, labels = wire.wanted(await call.json(wire.CREATE))
     volumes = call.engine.volumes
+    call.engine.budgets.admit_disk()
     made = await volumes.create(name, options=options, labels=labels)
     return answer(wire.volume(made, volumes.path(made.name)), 201)
 
@@ -62,6 +63,7 @@ async def _export(call: Call) -> web.StreamResponse:
 
 async def _import(call: Call) -> web.StreamResponse:
     volumes = call.engine.volumes
+    call.engine.budgets.admit_disk()
     made = await call.engine.transfers.bring(
         call.text("name"), call.request.content.iter_any(), replace=call.flag("replace")
     )
