@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from tare.errors import InvalidError, UnsupportedError
+from tare.kernel.interfaces import Interface
 from tare.model.spec import (
     ContainerSpec,
     Device,
@@ -70,9 +71,30 @@ def test_the_sandbox_gives_qemu_no_privilege_and_only_its_files() -> None:
     assert spec.read_only
     assert spec.devices == ()
     writable = {m.source for m in spec.mounts if m.kind is MountKind.BIND and not m.read_only}
-    assert writable == {"/w/upper", "/w/told"}
+    assert writable == {"/w/upper", "/w/door"}
     sources = {m.source for m in spec.mounts if m.source}
     assert not any(source in ("/", "/etc", "/root", "/usr") for source in sources)
+
+
+def test_a_link_is_a_descriptor_and_its_address_the_guest_s() -> None:
+    link = Interface(
+        parent="br0", host_name="tv1", mac="02:42:ac:11:00:02", addresses=("172.17.0.2/16",),
+        gateways=("172.17.0.1",), routes=(("10.0.0.0/8", "172.17.0.9"),),
+    )  # fmt: skip
+    line = machine.arguments(_SPEC, _DISKS, _BOOT, [link])
+
+    assert "tap,id=net0,fd=@link0" in line
+    assert "virtio-net-device,netdev=net0,mac=02:42:ac:11:00:02" in line
+    assert not any("script" in word or "ifname" in word for word in line)
+
+
+def test_a_link_that_a_machine_cannot_have_is_refused() -> None:
+    link = Interface(parent="eth0", kind="macvlan", mac="02:42:ac:11:00:02")
+
+    with pytest.raises(UnsupportedError, match="macvlan"):
+        machine.check(_SPEC, 1, [link])
+    with pytest.raises(UnsupportedError, match="a rate"):
+        machine.check(_SPEC, 1, [dataclasses.replace(link, kind="veth", rate=1000)])
 
 
 def test_memory_and_processors_are_what_was_asked_for() -> None:

@@ -42,9 +42,8 @@ def run(tmp_path: Path, guest: str) -> Ran:
             for number, path in ((1, out), (2, err)):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             relay.CONTROL = str(tmp_path / "control")  # type: ignore[misc]  # the test's own place
-            relay.TOLD = str(tmp_path / "told")  # type: ignore[misc]  # likewise
             words = [sys.executable, "-I", "-S", str(program), "@agent", "@console"]
-            os._exit(relay.Machine(words, b"begin", tty=False, stdin=False).run())
+            os._exit(relay.Machine(words, b"begin", relay.Door(), tty=False, stdin=False).run())
         except BaseException as error:
             os.write(2, repr(error).encode())
         finally:
@@ -135,7 +134,7 @@ def test_output_that_was_not_granted_ends_the_machine(tmp_path: Path) -> None:
             flood = "agent.sendall(frame(3, number(1)))\nwhile True: agent.sendall(chunk)\n"
             program.write_text(_GUEST + "chunk = frame(5, bytes(1 << 15), stream=1)\n" + flood)
             words = [sys.executable, "-I", "-S", str(program), "@agent"]
-            found = relay.Machine([*words, "@console"], b"x", tty=False, stdin=False)
+            found = relay.Machine([*words, "@console"], b"x", relay.Door(), tty=False, stdin=False)
             try:
                 while found._code is None:
                     found._loop.turn()

@@ -17,6 +17,7 @@ import py_compile
 import secrets
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from tare.engine.paths import Paths
 from tare.engine.sandboxes import Sandboxes
 from tare.errors import FailedError, MissingError, UnsupportedError
 from tare.kernel import cgroup
+from tare.kernel.interfaces import Attacher
 from tare.model.record import ExecRecord, Record
 from tare.model.spec import ContainerSpec, ExecSpec, Isolation
 from tare.run.plan import Host, plan, plan_exec
@@ -48,6 +50,7 @@ class Machines(Sandboxes):
         self.kernels = Kernels(paths.state / "kernels")
         self._boot: machine.Boot | None = None
         self._booting = asyncio.Lock()
+        self._attacher: Attacher | None = None
         self._starting: dict[str, asyncio.Future[Ended]] = {}
 
     def check(self, request: Request) -> Sequence[str]:
@@ -55,7 +58,7 @@ class Machines(Sandboxes):
         if not is_machine(request.record):
             return super().check(request)
         _check_host(self._host)
-        machine.check(request.record.spec, len(request.layers))
+        machine.check(request.record.spec, len(request.layers), request.interfaces)
         self._own_plan(request)
         return ()
 
@@ -63,32 +66,42 @@ class Machines(Sandboxes):
         """Prepare kernel and disk where they are missing, then as any sandbox."""
         if not is_machine(request.record):
             return await super().start(request)
-        try:
-            boot = await self._ready()
-            told = await asyncio.to_thread(self._prepare, request, boot)
-        except BaseException:
-            for pipes in request.readers:
-                for end in (pipes.stdout, pipes.stderr):
-                    if end >= 0:
-                        os.close(end)
-            raise
+        with contextlib.ExitStack() as closing:
+            try:
+                machine.check(request.record.spec, len(request.layers), request.interfaces)
+                boot = await self._ready()
+                door = await asyncio.to_thread(self._prepare, request, boot, closing)
+                links = self._links(request, closing)
+            except BaseException:
+                _close_readers(request)
+                raise
+            return await self._start_behind(request, door, links)
+
+    async def _start_behind(
+        self, request: Request, door: socket.socket, links: list[int]
+    ) -> Started:
+        """Start the relay, give it its links at the *door*, and wait for the program to run."""
+        record = request.record
         ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
-        self._starting[request.record.id] = ended
+        self._starting[record.id] = ended
         try:
-            started = await super().start(request)
-            await self._up(request.record, told, ended, started)
+            # The links are ours to make: the sandbox itself has none.
+            started = await super().start(dataclasses.replace(request, interfaces=()))
+            telling = asyncio.create_task(_visit(door, links))
+            try:
+                await asyncio.wait((telling, ended), return_when=asyncio.FIRST_COMPLETED)
+                words = telling.result() if telling.done() else b""
+            finally:
+                telling.cancel()
+            await self._up(record, words, ended, started)
         finally:
-            self._starting.pop(request.record.id, None)
-            os.close(told)
+            self._starting.pop(record.id, None)
         return started
 
     async def _up(
-        self, record: Record, told: int, ended: asyncio.Future[Ended], started: Started
+        self, record: Record, words: bytes, ended: asyncio.Future[Ended], started: Started
     ) -> None:
-        """Wait until the program runs; FailedError with its exit code when it never will."""
-        words = b""
-        while not words and not ended.done():
-            words = await _readable(told, ended)
+        """By what the relay said: go on, or FailedError with the exit code of what failed."""
         if words == relay.STARTED:
             if ended.done():  # it has run, and that is how it is told
                 self._starting.pop(record.id, None)
@@ -103,7 +116,7 @@ class Machines(Sandboxes):
         if not reason:
             reason = "the virtual machine was killed while it came up"
         if end.oom_killed:
-            reason = "the virtual machine was killed while it came up: its memory limit is too low"
+            reason += ": its memory limit is too low"
         raise FailedError(reason, exit_code=number if number in (126, 127) else 125)
 
     async def open(
@@ -159,10 +172,29 @@ class Machines(Sandboxes):
             tsc_khz=self.kernels.tsc_khz(),
         )
 
-    def _prepare(self, request: Request, boot: machine.Boot) -> int:
+    def _links(self, request: Request, closing: contextlib.ExitStack) -> list[int]:
+        """Descriptors of tap devices, ports of the bridges as a container's links are."""
+        if self._attacher is None:
+            self._attacher = Attacher()
+        links = []
+        for wanted in request.interfaces:
+            try:
+                links.append(self._attacher.tap(wanted))
+            except OSError as error:
+                where = f" ({os.fsdecode(error.filename)})" if error.filename else ""
+                raise FailedError(
+                    f"cannot link the machine to its network: {error.strerror}{where}",
+                    exit_code=125,
+                ) from error
+            closing.callback(os.close, links[-1])
+        return links
+
+    def _prepare(
+        self, request: Request, boot: machine.Boot, closing: contextlib.ExitStack
+    ) -> socket.socket:
         """The machine's directory, its disk if it has none yet, and the plan of this start.
 
-        A descriptor reads how the start went.
+        The socket is where the relay asks for its links and tells how the start went.
         """
         record = request.record
         directory = _directory(record)
@@ -176,13 +208,14 @@ class Machines(Sandboxes):
             inner["process"],
             inner["operations"],
             self._files(request),
+            links=request.interfaces,
             layers=len(own.layers),
             entropy=secrets.token_bytes(64),
             now_ns=time.time_ns(),
         )
         process = record.spec.process
         content = machine.plan_file(
-            machine.arguments(record.spec, own, boot),
+            machine.arguments(record.spec, own, boot, request.interfaces),
             begin,
             tty=process.tty,
             stdin=process.open_stdin,
@@ -190,10 +223,7 @@ class Machines(Sandboxes):
         file = os.open(directory / "plan", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(file, "wb") as out:
             out.write(content)
-        told = directory / "told"
-        told.unlink(missing_ok=True)
-        os.mkfifo(told, 0o600)
-        return os.open(told, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return _door(directory, closing)
 
     def _files(self, request: Request) -> dict[str, bytes]:
         place = self._place(request)
@@ -236,25 +266,40 @@ class Machines(Sandboxes):
         return plan_exec(walls, wish, place, self._host)
 
 
-async def _readable(descriptor: int, ended: asyncio.Future[Ended]) -> bytes:
-    """What the FIFO gives; empty when the relay ended first, and nothing is in it."""
-    loop = asyncio.get_running_loop()
-    readable: asyncio.Future[None] = loop.create_future()
-
-    def ready() -> None:
-        loop.remove_reader(descriptor)
-        if not readable.done():
-            readable.set_result(None)
-
-    loop.add_reader(descriptor, ready)
+def _door(directory: Path, closing: contextlib.ExitStack) -> socket.socket:
+    """A listening socket named ``door`` in the machine's directory."""
+    (directory / "door").unlink(missing_ok=True)
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    closing.callback(door.close)
+    # Through the descriptor: the path may be longer than a socket's name can be.
+    handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        await asyncio.wait((readable, ended), return_when=asyncio.FIRST_COMPLETED)
+        door.bind(f"/proc/self/fd/{handle}/door")
     finally:
-        loop.remove_reader(descriptor)
-    try:
-        return os.read(descriptor, 8192)
-    except BlockingIOError:
-        return b""
+        os.close(handle)
+    (directory / "door").chmod(0o600)
+    door.listen(1)
+    door.setblocking(False)
+    return door
+
+
+async def _visit(door: socket.socket, links: list[int]) -> bytes:
+    """Let the relay in, hand it *links*, and hear how its start went; empty when it is gone."""
+    loop = asyncio.get_running_loop()
+    visitor, _ = await loop.sock_accept(door)
+    with visitor:
+        try:
+            socket.send_fds(visitor, [b"links"], links)
+            return await loop.sock_recv(visitor, 8192)
+        except OSError:
+            return b""
+
+
+def _close_readers(request: Request) -> None:
+    for pipes in request.readers:
+        for end in (pipes.stdout, pipes.stderr):
+            if end >= 0:
+                os.close(end)
 
 
 def is_machine(record: Record) -> bool:

@@ -5,7 +5,7 @@
     STATE/workloads/ID/machine/   0700
         upper     ext4, sparse: what the machine wrote (u/ and w/ are overlay's), as in upper/
         plan      what vm.relay reads; written anew at each start
-        told      FIFO by which the relay tells how the start went
+        door      socket by which the relay gets its links and tells how the start went
         over/ work/  the overlay of QEMU's own sandbox: nothing is ever written to it
 
 A guest's file system is never mounted on the host: its driver would read what a hostile kernel

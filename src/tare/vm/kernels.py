@@ -41,7 +41,7 @@ from tare.vm.cpio import Entry, archive
 
 GUEST: Final = Path(__file__).resolve().parent / "guest"
 PACKAGE: Final = "linux-image-cloud-amd64"
-_SOURCES: Final = ("init.c", "boot.c", "program.c", "wire.c")
+_SOURCES: Final = ("init.c", "boot.c", "network.c", "program.c", "wire.c")
 _HEADERS: Final = ("guest.h",)
 _FIRST: Final = ("virtio_mmio", "virtio_console", "virtio_blk", "erofs", "overlay")
 """Loaded in every guest, with what they depend on, in this order."""
@@ -200,11 +200,15 @@ class Kernels:
             Entry("dev/null", device=(1, 3)),
             Entry("init", init.read_bytes()),
         ]
-        for folder, wanted in (("modules", _FIRST), ("later", _LATER)):
-            entries.append(Entry(folder))
-            for number, name in enumerate(_in_order(modules, wanted)):
-                content = (modules / f"{name}.ko").read_bytes()
-                entries.append(Entry(f"{folder}/{number:02}-{name}.ko", content))
+        first = _in_order(modules, _FIRST)
+        entries.append(Entry("modules"))
+        for number, name in enumerate(first):
+            content = (modules / f"{name}.ko").read_bytes()
+            entries.append(Entry(f"modules/{number:02}-{name}.ko", content))
+        entries.append(Entry("later"))
+        for name in _in_order(modules, _LATER):
+            if name not in first:
+                entries.append(Entry(f"later/{name}.ko", (modules / f"{name}.ko").read_bytes()))
         files.replace(os.fspath(path), archive(entries), mode=0o600)
 
     def _fetch(self) -> Path:

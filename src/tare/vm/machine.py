@@ -17,12 +17,13 @@ import base64
 import dataclasses
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from tare.errors import InvalidError, UnsupportedError
 from tare.kernel import mount
+from tare.kernel.interfaces import VETH, Interface
 from tare.model.spec import (
     ContainerSpec,
     Device,
@@ -74,7 +75,7 @@ class Disks:
     upper: str
 
 
-def check(spec: ContainerSpec, layers: int) -> None:
+def check(spec: ContainerSpec, layers: int, links: Sequence[Interface] = ()) -> None:
     """UnsupportedError naming the first thing asked for that a machine does not have (yet)."""
     names, resources, security = spec.namespaces, spec.resources, spec.security
     asked = {
@@ -113,6 +114,13 @@ def check(spec: ContainerSpec, layers: int) -> None:
             f"the image has {layers} layers, and a virtual machine takes at most {MOST_LAYERS}",
             hint="export and import it: that makes one layer of them",
         )
+    for link in links:
+        if link.kind != VETH or link.rate:
+            what = "a rate" if link.rate else link.kind
+            raise UnsupportedError(
+                f"a virtual machine's link {link.name} cannot have {what}",
+                hint="use a network of the driver bridge, without a rate",
+            )
     memory_of(spec)
 
 
@@ -141,7 +149,9 @@ def cpus_of(spec: ContainerSpec) -> int:
 # --- QEMU -------------------------------------------------------------------------------------
 
 
-def arguments(spec: ContainerSpec, disks: Disks, boot: Boot) -> list[str]:
+def arguments(
+    spec: ContainerSpec, disks: Disks, boot: Boot, links: Sequence[Interface] = ()
+) -> list[str]:
     """QEMU's command line, as it is run inside the sandbox."""
     machine = (
         "microvm,x-option-roms=off,isa-serial=on,rtc=on,pit=on,pic=on,acpi=on,"
@@ -172,7 +182,12 @@ def arguments(spec: ContainerSpec, disks: Disks, boot: Boot) -> list[str]:
     ]  # fmt: skip
     for number in range(len(disks.layers)):
         command += _disk(f"L{number}", read_only=True)  # (4)
-    return command + _disk("upper", read_only=False)
+    command += _disk("upper", read_only=False)
+    for number, link in enumerate(links):
+        # The descriptor of a tap device: QEMU could not make one, and runs no script.
+        command += ["-netdev", f"tap,id=net{number},fd=@link{number}"]
+        command += ["-device", f"virtio-net-device,netdev=net{number},mac={link.mac}"]
+    return command
 
 
 def _kernel_words(boot: Boot) -> list[str]:
@@ -214,6 +229,7 @@ def beginning(
     operations: Sequence[Operation],
     files: Mapping[str, bytes],
     *,
+    links: Sequence[Interface] = (),
     layers: int,
     entropy: bytes,
     now_ns: int,
@@ -236,8 +252,10 @@ def beginning(
     ]
     if spec.domainname:
         settings.append(field(Setting.DOMAIN, spec.domainname))
-    for name, value in spec.sysctls.items():
-        settings.append(field(Setting.SYSCTL, f"{name}\0{value}"))
+    settings += [field(Setting.NETWORK, _network(link)) for link in links]
+    settings += [
+        field(Setting.SYSCTL, f"{name}\0{value}") for name, value in _sysctls(spec, operations)
+    ]
     for target, content in files.items():
         settings.append(field(Setting.FILE, target.encode() + b"\0" + content))
     taken = {m.target.rstrip("/") for m in spec.mounts}
@@ -246,6 +264,23 @@ def beginning(
             settings.append(_tmpfs(operation))
     configure = frame(ToGuest.CONFIGURE, b"".join(settings))
     return configure + frame(ToGuest.START, program(process))
+
+
+def _sysctls(spec: ContainerSpec, operations: Sequence[Operation]) -> Iterator[tuple[str, str]]:
+    """Those of every container, then the user's: any of them, for the kernel is the guest's own."""
+    for operation in operations:
+        for name, value in operation.get("values", {}).items():
+            yield name, value.replace("MAXGID", "2147483647")
+    yield from spec.sysctls.items()
+
+
+def _network(link: Interface) -> str:
+    """An interface as the guest's init reads it (vm/guest/network.c)."""
+    words = [link.name, link.mac, str(link.mtu), "1" if link.ipv6 else "0"]
+    words += [f"a {address}" for address in link.addresses]
+    words += [f"r {destination} {gateway}" for destination, gateway in link.routes]
+    words += [f"g {gateway}" for gateway in link.gateways]
+    return "".join(f"{word}\0" for word in words)
 
 
 def _tmpfs(operation: Operation) -> bytes:
@@ -297,7 +332,7 @@ def sandbox_spec(
     spec: ContainerSpec, disks: Disks, boot: Boot, *, directory: str, package: str
 ) -> ContainerSpec:
     """The container that QEMU runs in; *directory* is the machine's, *package* tare's own code."""
-    sources = [(f"{directory}/plan", "plan", True), (f"{directory}/told", "told", False)]
+    sources = [(f"{directory}/plan", "plan", True), (f"{directory}/door", "door", False)]
     sources.append((boot.kernel, "kernel", True))
     sources += [(boot.initramfs, "initramfs", True), (disks.upper, "upper", False)]
     sources += [(path, f"L{number}", True) for number, path in enumerate(disks.layers)]

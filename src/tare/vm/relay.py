@@ -10,7 +10,8 @@ What the guest says is read here, without privilege, and nowhere else on the hos
 
 ::
 
-    /machine/told      FIFO to the daemon: how the start went, in one line
+    /machine/door      socket of the daemon: gives the network links (descriptors), and is told
+                       how the start went
     /machine/plan      JSON: QEMU's arguments, the frames to begin with (base64)
     /run/control       socket for execs; one connection, one program
 
@@ -35,7 +36,7 @@ from typing import Final, NoReturn
 from tare.vm import protocol
 from tare.vm.protocol import Decoder, Frame, ProtocolError, ToGuest, ToHost, Windows
 
-TOLD: Final = "/machine/told"
+DOOR: Final = "/machine/door"
 STARTED: Final = b"started"
 PLAN: Final = "/machine/plan"
 CONTROL: Final = "/run/control"
@@ -48,6 +49,7 @@ CANNOT: Final = 125
 _BOOT_PATIENCE: Final = 180.0
 _KILL_PATIENCE: Final = 5.0
 _TAIL: Final = 8192
+_MOST_LINKS: Final = 16
 _MOST_WAITING: Final = 1 << 20
 _NOT_PASSED_ON: Final = frozenset(
     (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGWINCH, signal.SIGPIPE, KILL, FREEZE)
@@ -309,8 +311,11 @@ class Guest:
 class Machine:
     """QEMU, the port of its agent, the first program, and the execs."""
 
-    def __init__(self, arguments: list[str], beginning: bytes, *, tty: bool, stdin: bool) -> None:
+    def __init__(
+        self, arguments: list[str], beginning: bytes, door: Door, *, tty: bool, stdin: bool
+    ) -> None:
         self._loop = Loop()
+        self._door = door
         self._beginning = beginning
         self._console, self._words = bytearray(), bytearray()
         self._guests: dict[int, Guest] = {}
@@ -323,7 +328,9 @@ class Machine:
         self._standard = Standard(self._loop, self._link.send, tty=tty, stdin=stdin)
         console, console_theirs = socket.socketpair()
         words, words_theirs = os.pipe2(os.O_CLOEXEC)
-        self._qemu = _spawn(arguments, theirs, console_theirs, words_theirs)
+        self._qemu = _spawn(arguments, theirs, console_theirs, words_theirs, door.links)
+        for link in door.links:
+            os.close(link)
         theirs.close()
         console_theirs.close()
         os.close(words_theirs)
@@ -348,7 +355,7 @@ class Machine:
         # All that the guest wrote is on its disks: it says EXITED only then.
         os.kill(self._qemu, signal.SIGKILL)
         os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-        if self._failure and not (self._starting and _tell(self._code, self._failure)):
+        if self._failure and not (self._starting and self._door.tell(self._code, self._failure)):
             _complain(self._failure)
         return self._code
 
@@ -451,7 +458,7 @@ class Machine:
             case ToHost.STARTED:
                 self._loop.deadlines.pop("boot", None)
                 self._starting = False
-                _tell(0, "")
+                self._door.tell(0, "")
                 self._standard.begin()
             case ToHost.OUTPUT:
                 self._standard.output(said.stream, said.payload)
@@ -509,20 +516,36 @@ class Machine:
         guest = self._guests[channel] = Guest(link)
 
 
-def _tell(code: int, words: str) -> bool:
-    """Tell the daemon how the start went; False when it does not listen."""
-    line = STARTED if not code else f"{code} {words}".encode("utf-8", "replace")
-    try:
-        descriptor = os.open(TOLD, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        os.write(descriptor, line[:4000])
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
+def _filled(argument: str, inherited: dict[str, int]) -> str:
+    name = argument[argument.find("@") :] if "@" in argument else ""
+    return argument.replace(name, str(inherited[name])) if name in inherited else argument
+
+
+class Door:
+    """The daemon that started us, as long as it listens."""
+
+    def __init__(self) -> None:
+        self.links: list[int] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def enter(self, path: str) -> bool:
+        """Take the links of this machine; False when the daemon is gone."""
+        try:
+            self._socket.connect(path)
+            word, self.links, _, _ = socket.recv_fds(self._socket, 16, _MOST_LINKS)
+        except OSError:
+            return False
+        return bool(word)
+
+    def tell(self, code: int, words: str) -> bool:
+        """Tell how the start went (code 0: well); False when nobody hears it."""
+        line = STARTED if not code else f"{code} {words}".encode("utf-8", "replace")
+        try:
+            self._socket.send(line[:4000], socket.MSG_NOSIGNAL)
+        except OSError:
+            return False
+        self._socket.close()
+        return True
 
 
 def _failure_code(said: Frame) -> int:
@@ -534,14 +557,19 @@ def _lines(content: bytearray) -> list[str]:
     return [line.strip() for line in content.decode("utf-8", "replace").splitlines()]
 
 
-def _spawn(arguments: list[str], agent: socket.socket, console: socket.socket, words: int) -> int:
-    """QEMU with its two sockets; ``@agent`` and ``@console`` in its arguments are their numbers."""
-    for one in (agent, console):
-        one.set_inheritable(True)
-    numbers = {"@agent": str(agent.fileno()), "@console": str(console.fileno())}
-    filled = arguments
-    for name, number in numbers.items():
-        filled = [argument.replace(name, number) for argument in filled]
+def _spawn(
+    arguments: list[str],
+    agent: socket.socket,
+    console: socket.socket,
+    words: int,
+    links: list[int],
+) -> int:
+    """QEMU; ``@agent``, ``@console`` and ``@link0`` ... in its arguments become descriptors."""
+    inherited = {"@agent": agent.fileno(), "@console": console.fileno()}
+    inherited |= {f"@link{number}": link for number, link in enumerate(links)}
+    for descriptor in inherited.values():
+        os.set_inheritable(descriptor, True)
+    filled = [_filled(argument, inherited) for argument in arguments]
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
         (os.POSIX_SPAWN_DUP2, 0, 1),
@@ -558,8 +586,12 @@ def machine() -> int:
     with open(PLAN, encoding="ascii") as file:  # noqa: PTH123 -- pathlib is a megabyte more
         plan = json.load(file)
     beginning = a2b_base64(plan["beginning"])
-    # The clock last: the guest has it from here, not from when it was planned.
-    return Machine(plan["qemu"], beginning, tty=bool(plan["tty"]), stdin=bool(plan["stdin"])).run()
+    door = Door()
+    if not door.enter(DOOR):
+        _complain("tare: the engine ended while the machine was being started")
+        return CANNOT
+    qemu, tty, stdin = plan["qemu"], bool(plan["tty"]), bool(plan["stdin"])
+    return Machine(qemu, beginning, door, tty=tty, stdin=stdin).run()
 
 
 def execute(wish: bytes, *, tty: bool, stdin: bool) -> int:

@@ -3,10 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/random.h>
-#include <net/if.h>
-#include <net/route.h>
-#include <netinet/in.h>
-#include <arpa/inet.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +11,6 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -25,24 +21,42 @@ static int by_name(const struct dirent **left, const struct dirent **right)
     return strcmp((*left)->d_name, (*right)->d_name);
 }
 
+static int load(int directory, const char *name)
+{
+    int descriptor = openat(directory, name, O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0)
+        return -1;
+    syscall(SYS_finit_module, descriptor, "", 0);
+    close(descriptor);
+    return unlinkat(directory, name, 0);  /* the file's memory is the guest's */
+}
+
+static int later = -1;  /* modules that only some machines need; out of sight after the move */
+
 /* The initramfs holds them in the order of their dependencies. */
 void load_modules(void)
 {
     struct dirent **names;
     int count = scandir("/modules", &names, NULL, by_name);
-    for (int i = 0; i < count; i++) {
-        char path[512];
-        int descriptor;
-        if (names[i]->d_name[0] == '.')
-            continue;
-        snprintf(path, sizeof path, "/modules/%s", names[i]->d_name);
-        descriptor = open(path, O_RDONLY | O_CLOEXEC);
-        if (descriptor >= 0) {
-            syscall(SYS_finit_module, descriptor, "", 0);
-            close(descriptor);
-            unlink(path);  /* the file's memory is the guest's */
-        }
+    int directory = open("/modules", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (int i = 0; i < count; i++)
+        if (names[i]->d_name[0] != '.')
+            load(directory, names[i]->d_name);
+    close(directory);
+    later = open("/later", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
+/* Loads modules by name, NULL at the end; those that are loaded already have no file any more. */
+void load_later(const char *name, ...)
+{
+    va_list names;
+    va_start(names, name);
+    for (; name; name = va_arg(names, const char *)) {
+        char file[64];
+        snprintf(file, sizeof file, "%s.ko", name);
+        load(later, file);
     }
+    va_end(names);
 }
 
 /* The disk whose serial number is *serial: QEMU gives each the name that its purpose has. */
@@ -144,54 +158,6 @@ static void add_entropy(const struct field *field)
     close(descriptor);
 }
 
-static int interface_ioctl(int control, const char *name, unsigned long request, struct ifreq *what)
-{
-    memset(what->ifr_name, 0, sizeof what->ifr_name);
-    strncpy(what->ifr_name, name, sizeof what->ifr_name - 1);
-    return ioctl(control, request, what);
-}
-
-static void raise_interface(int control, const char *name)
-{
-    struct ifreq request = {0};
-    interface_ioctl(control, name, SIOCGIFFLAGS, &request);
-    request.ifr_flags |= IFF_UP;
-    interface_ioctl(control, name, SIOCSIFFLAGS, &request);
-}
-
-/* "NAME\0ADDRESS\0NETMASK\0GATEWAY\0MTU": IPv4; the interface is renamed from eth0 on. */
-static const char *set_network(struct field *field)
-{
-    const char *words[5] = {"", "", "", "", ""};
-    struct ifreq request = {0};
-    struct sockaddr_in *address = (struct sockaddr_in *)&request.ifr_addr;
-    int control, failed = 0;
-    char *at = field->value, *end = field->value + field->length;
-    for (int i = 0; i < 5 && at < end; i++, at += strlen(at) + 1)
-        words[i] = at;
-    control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (*words[4]) {
-        request.ifr_mtu = atoi(words[4]);
-        interface_ioctl(control, words[0], SIOCSIFMTU, &request);
-    }
-    address->sin_family = AF_INET;
-    inet_pton(AF_INET, words[1], &address->sin_addr);
-    failed |= interface_ioctl(control, words[0], SIOCSIFADDR, &request);
-    inet_pton(AF_INET, words[2], &address->sin_addr);
-    failed |= interface_ioctl(control, words[0], SIOCSIFNETMASK, &request);
-    raise_interface(control, words[0]);
-    if (*words[3]) {
-        struct rtentry route = {0};
-        struct sockaddr_in *gateway = (struct sockaddr_in *)&route.rt_gateway;
-        gateway->sin_family = route.rt_dst.sa_family = route.rt_genmask.sa_family = AF_INET;
-        inet_pton(AF_INET, words[3], &gateway->sin_addr);
-        route.rt_flags = RTF_UP | RTF_GATEWAY;
-        failed |= ioctl(control, SIOCADDRT, &route);
-    }
-    close(control);
-    return failed ? sentence("cannot set up the network interface %s", words[0]) : NULL;
-}
-
 /* "SERIAL\0TARGET\0ro": kept mounted below /volumes, bound where it belongs by the program. */
 static const char *mount_disk(struct field *field)
 {
@@ -231,10 +197,8 @@ const char *assemble(uint8_t *payload, size_t length)
     struct field field;
     unsigned layers = 0;
     const char *wrong = NULL;
-    int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     memcpy(copy, payload, length);
-    raise_interface(control, "lo");
-    close(control);
+    raise_interface("lo", 0);
     while (!wrong && next_field(&at, copy + length, &field))
         wrong = apply(&field, &layers);
     free(copy);

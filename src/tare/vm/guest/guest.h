@@ -71,6 +71,9 @@ extern struct machine machine;
 /* Mounts the disks and the overlay below /root; a sentence on failure, else NULL. */
 const char *assemble(uint8_t *payload, size_t length);
 void load_modules(void);
+void load_later(const char *name, ...);
+void raise_interface(const char *name, int mtu);
+const char *set_network(struct field *field);
 void settle_disks(void);
 
 /* In the child: never returns. Reports on *report and executes, or ends. */
