@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("system", "Show what the engine is, has and may use"),
     "doctor": ("system", "Check the host and say what is missing and what it costs"),
     "budget": ("budget", "Show what the engine may use of this server, and who holds what"),
+    "build": ("build", "Build an image of a Dockerfile"),
     "attach": ("run", "Attach to a running container's input and output"),
     "commit": ("files", "Make an image of what a container changed"),
     "cp": ("files", "Copy files between a container and the host"),
@@ -50,6 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "unpause": ("containers", "Let frozen containers go on"),
     "update": ("containers", "Change the limits of containers"),
     "wait": ("containers", "Wait until containers end and print their exit codes"),
+    "builder prune": ("build", "Remove what builds keep for the next one"),
     "container prune": ("prune", "Remove all stopped containers"),
     "container inspect": ("inspect", "Show all details of containers"),
     "image bootstrap": ("archives", "Make a base image from Debian's signed packages"),
@@ -110,9 +112,12 @@ ALIASES: dict[str, str] = {
     "volume remove": "volume rm",
     "system info": "info",
     "system events": "events",
+    "image build": "build",
+    "builder build": "build",
 }
 
 GROUPS = {
+    "builder": "Manage what builds keep",
     "container": "Manage containers",
     "image": "Manage images",
     "manifest": "Look at manifests",
@@ -124,8 +129,6 @@ GROUPS = {
 
 # Docker's commands that are not here yet: the sentence says what to do instead.
 LATER: dict[str, str] = {
-    "build": "Change a container and `tare commit` it, or `tare import` a file system.",
     "vm": "Images run as containers for now.",
     "compose": "Start the services one by one with `tare run -d`.",
-    "image build": "Change a container and `tare commit` it, or `tare import` a file system.",
 }
