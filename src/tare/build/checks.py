@@ -10,7 +10,7 @@ BuildKit's InvalidBaseImagePlatform needs the base image: it is the executor's.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from itertools import islice
 from types import MappingProxyType
 from typing import Final
@@ -263,8 +263,10 @@ class _Checker:
             if base is not None and base.index in marks:
                 marks.add(stage.index)
         last: dict[type[Instruction], Instruction] = {}
+        sound = True
         for instruction in stage.instructions:
-            yield from self._variables(instruction, scope, known=known)
+            if sound:
+                sound = yield from self._variables(instruction, scope, known=known)
             yield from self._step(instruction, stage.index)
             if isinstance(instruction, Cmd | Entrypoint | Healthcheck):
                 before = last.get(type(instruction))
@@ -291,9 +293,12 @@ class _Checker:
         variables = {} if name == "scratch" else self._environments.get(name)
         return Scope(variables or {}, self._arguments, self._build_args), variables is not None
 
-    def _variables(self, instruction: Instruction, scope: Scope, *, known: bool) -> Iterator[Note]:
+    def _variables(
+        self, instruction: Instruction, scope: Scope, *, known: bool
+    ) -> Generator[Note, None, bool]:
+        """Tell of variables that are not there; False where the build will end at this step."""
         if isinstance(instruction, Expose):
-            return  # BuildKit has no word for these, and a range would be written out here
+            return True  # BuildKit has no word for these, and a range would be written out here
         unset: set[str] = set()
         environment = scope.environment
         try:
@@ -309,7 +314,7 @@ class _Checker:
                 if isinstance(instruction, Env):
                     scope.set(instruction)
         except (DockerfileError, LexError):
-            return  # the build itself will tell
+            return False
         for name in sorted(unset - scope.declared):
             found = self._meant(name, scope)
             if not (known or found or name in self._arguments):
@@ -317,6 +322,7 @@ class _Checker:
             text = f"Usage of undefined variable '${name}'"
             text += f" (did you mean ${found}?)" if found else ""
             yield Note("UndefinedVar", instruction.place, text)
+        return True
 
     def _meant(self, name: str, scope: Scope) -> str:
         # Enough for any mistake a person makes, and no load by a file made to be one.

@@ -28,11 +28,12 @@ def test_words_come_out_as_from_the_reference_lexer(vector: dict[str, Any]) -> N
     environment = dict(setting.split("=", 1) for setting in question["env"])
     if "err" in want:
         with pytest.raises(LexError):
-            Lexer().word(question["s"], environment)
+            Lexer().words(question["s"], environment)
         return
 
-    word = Lexer().word(question["s"], environment)
+    word = Lexer().words(question["s"], environment)
 
+    assert Lexer().word(question["s"], environment).text == word.text
     assert (word.text if question["op"] == "word" else list(word.words)) == want["ok"]
 
 
@@ -159,6 +160,6 @@ def _fits(pattern: str, text: str) -> bool:
 @given(st.text("$ab{}:-+?#%/'\"\\` <", max_size=40), st.sampled_from("\\`"))
 def test_any_text_is_a_word_or_a_lex_error(text: str, escape: str) -> None:
     try:
-        Lexer(escape).word(text, {"a": "b", "b": ""})
+        Lexer(escape).words(text, {"a": "b", "b": ""})
     except LexError:
         pass

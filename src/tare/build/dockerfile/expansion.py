@@ -131,7 +131,7 @@ class _Expander:
         names: dict[str, None] = {}
         written = 0
         for text in sorted(texts):
-            for word in self._lexer.word(text, self._environment).words:
+            for word in self._lexer.words(text, self._environment).words:
                 port = read_port(word)
                 written += port.last - port.first + 1
                 if written > _PORTS_MAX:

@@ -235,11 +235,11 @@ def heredoc(word: str) -> Heredoc | None:
     match = _HEREDOC.fullmatch(word)
     if match is None or not match[3]:
         return None
-    plain = _HEREDOC_WORD.word(match[3], {}).words
+    plain = _HEREDOC_WORD.words(match[3], {}).words
     if len(plain) != 1:
         return None
     # Quotes that are gone when read plainly were quotes: then nothing in it is expanded.
-    raw = _HEREDOC_RAW.word(match[3], {}).words
+    raw = _HEREDOC_RAW.words(match[3], {}).words
     expand = _quotes(plain[0]) == _quotes(raw[0])
     number = int(match[1]) if match[1] and match[1].isascii() and len(match[1]) < 10 else 0
     return Heredoc(plain[0], "", expand, bool(match[2]), number)
@@ -252,7 +252,7 @@ def _quotes(text: str) -> int:
 def heredocs_in(line: str) -> Iterator[Heredoc]:
     """The here-documents that *line* opens; LexError."""
     try:
-        words = _HEREDOC_LINE.word(line, {}).words
+        words = _HEREDOC_LINE.words(line, {}).words
     except LexError:
         return  # quotes that do not close are the shell's to complain about
     for word in words:

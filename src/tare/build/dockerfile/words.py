@@ -37,7 +37,7 @@ class LexError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """What became of a word, and which variables it asked for."""
+    """What became of a word, and which variables it asked for; ``words`` where asked for."""
 
     text: str
     words: tuple[str, ...]
@@ -60,8 +60,15 @@ class Lexer:
     keep_unset: bool = False
 
     def word(self, text: str, environment: Mapping[str, str]) -> Word:
+        """Read *text* as one word. LexError."""
+        return self._read(text, environment, _Whole)
+
+    def words(self, text: str, environment: Mapping[str, str]) -> Word:
         """Read *text* as one word and, split at spaces outside quotes, as several. LexError."""
-        reader = _Reader(self, text, environment)
+        return self._read(text, environment, _Words)
+
+    def _read(self, text: str, environment: Mapping[str, str], kind: type[_Whole]) -> Word:
+        reader = _Reader(self, text, environment, kind)
         try:
             result, words = reader.until("", keep_escapes=self.keep_escapes)
         except LexError as error:
@@ -76,13 +83,27 @@ def quoted(text: str) -> str:
     return '"' + shown.replace("\t", "\\t") + '"'
 
 
-class _Words:
-    """The words so far; letters of variables split, quoted and escaped ones do not."""
-
-    __slots__ = ("_letters", "done")
+class _Whole:
+    """Words that nobody asked for."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
+
+    def split(self, text: str) -> None:
+        """Take letters that spaces divide."""
+
+    def raw(self, text: str) -> None:
+        """Take letters that nothing divides."""
+
+    def end(self) -> None:
+        """End the word that has begun."""
+
+
+class _Words(_Whole):
+    """The words so far; letters of variables split, quoted and escaped ones do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._letters: list[str] = []
 
     def split(self, text: str) -> None:
@@ -105,8 +126,11 @@ class _Words:
 class _Reader:
     """One pass over one text."""
 
-    def __init__(self, lexer: Lexer, text: str, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, lexer: Lexer, text: str, environment: Mapping[str, str], words: type[_Whole]
+    ) -> None:
         self._lexer = lexer
+        self._words = words
         self._text = text
         self._at = 0
         self._environment = environment
@@ -139,7 +163,7 @@ class _Reader:
 
     def _until(self, stop: str) -> tuple[str, tuple[str, ...]]:
         result: list[str] = []
-        words = _Words()
+        words = self._words()
         quotes = "" if self._lexer.plain_quotes else "'\""
         while letter := self._peek():
             plain = _PLAIN.match(self._text, self._at)
