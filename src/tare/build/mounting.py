@@ -274,14 +274,18 @@ class Opened:
         """A file in memory; its descriptor."""
         self._names += 1
         name = str(self._names)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(name, flags, 0o600, dir_fd=self._in_memory())
-        self._closing.callback(os.close, descriptor)
-        with open(descriptor, "wb", closefd=False) as file:
+        memory = self._in_memory()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = os.open(name, flags, 0o600, dir_fd=memory)
+        with open(descriptor, "wb") as file:
             file.write(content)
-        os.fchown(descriptor, uid, gid)
-        os.fchmod(descriptor, mode)
-        return descriptor
+            file.flush()
+            os.fchown(descriptor, uid, gid)
+            os.fchmod(descriptor, mode)
+        # Held by another that cannot write: a program that is open for writing cannot be run.
+        handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=memory)
+        self._closing.callback(os.close, handle)
+        return handle
 
     def _secret(self, wanted: SecretMount, target: str) -> None:
         content = self._stage.builder.request.secrets.get(wanted.secret_id)
