@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ def test_a_rule_tells_of_what_breaks_it_and_of_nothing_else(case: dict[str, Any]
 
 def test_every_rule_has_a_case() -> None:
     assert {case["rule"] for case in CASES} | {"CopyIgnoredFile"} == set(checks.RULES)
+
+
+def test_every_rule_is_in_the_documentation() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "dockerfile.md").read_text()
+
+    for rule, explanation in checks.RULES.items():
+        assert re.search(
+            rf"^\| {rule} \| .* \| {re.escape(explanation)} \|$", document, re.MULTILINE
+        )
 
 
 @pytest.mark.parametrize(
