@@ -84,10 +84,14 @@ class Engine:
 
     # --- the client ---------------------------------------------------------------------------
 
+    def command(self, *words: str) -> list[str]:
+        """The command line of the client, for those who start it themselves."""
+        return [*self.prefix, _PYTHON, "-I", "-S", "-c", _CODE, *words]
+
     def begin(self, *words: str) -> subprocess.Popen[str]:
         """The client at work."""
         return subprocess.Popen(
-            [*self.prefix, _PYTHON, "-I", "-S", "-c", _CODE, *words],
+            self.command(*words),
             env=self.environment,
             cwd="/",
             text=True,
