@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-import os
 import re
 import secrets
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -244,7 +244,7 @@ class Networks:
             if not parent:
                 raise InvalidError("a macvlan network needs an interface", hint="-o parent=eth0")
             network_values.interface_name(parent)
-            if not os.path.exists(f"/sys/class/net/{parent}"):
+            if not _there(parent):
                 raise MissingError(f"the host has no interface {parent}")
             return parent
         name = spec.options.get(NAME_OPTION, "")
@@ -252,7 +252,7 @@ class Networks:
             return bridge_name(self.fabric.tag, identity)
         network_values.interface_name(name)
         holder = next((r.name for r in self.all() if r.interface == name), "")
-        if holder or os.path.exists(f"/sys/class/net/{name}"):
+        if holder or _there(name):
             whose = f"of the network {holder}" if holder else "that the engine did not make"
             raise ConflictError(f"there is an interface {name} {whose} already")
         return name
@@ -368,6 +368,15 @@ class Networks:
         self._documents.delete(record.id)
         self._by_name.pop(record.name, None)
         self._settled.discard(record.id)
+
+
+def _there(interface: str) -> bool:
+    """Whether the engine's network namespace has an interface of that name."""
+    try:
+        socket.if_nametoindex(interface)
+    except OSError:
+        return False
+    return True
 
 
 def _labelled(record: NetworkRecord, wanted: str) -> bool:

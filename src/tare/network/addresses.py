@@ -1,8 +1,9 @@
 """Which prefix a network gets, and which address a container. Pure, but for `host_prefixes`.
 
-Pools are Docker's: 172.17.0.0/16 to 172.31.0.0/16, then 192.168.0.0/16 in pieces of /20; for
-IPv6 a /64 of an unique local prefix (RFC 4193) of the engine's own. A prefix that meets a route
-of the host (its LAN, a VPN) is passed over.
+Pools are Docker's: 172.17.0.0/16 to 172.31.0.0/16, then 192.168.0.0/16 in pieces of /20; when
+those are used up 10.192.0.0/10 in pieces of /24; for IPv6 a /64 of an unique local prefix
+(RFC 4193) of the engine's own. A prefix that meets a route of the host (its LAN, a VPN) is passed
+over.
 
 Not for: remembering what is given out. The caller says what is in use.
 """
@@ -31,6 +32,8 @@ class Pool:
 DEFAULT_POOLS: Final = (
     *(Pool(IPv4Network(f"172.{n}.0.0/16"), 16) for n in range(17, 32)),
     Pool(IPv4Network("192.168.0.0/16"), 20),
+    # Docker's end here, with 31 networks.
+    Pool(IPv4Network("10.192.0.0/10"), 24),
 )
 _LEAST_BITS: Final = 2
 """A network has room for a gateway and a container."""
