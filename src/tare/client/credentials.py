@@ -134,6 +134,11 @@ def find(host: str) -> dict[str, Json] | None:
     return found
 
 
+def given(host: str, user: str, secret: str) -> dict[str, Json]:
+    """Credentials that were said, as Docker's AuthConfig."""
+    return {"username": user, "password": secret, "serveraddress": server_of(host)}
+
+
 def header(found: dict[str, Json] | None) -> dict[str, str]:
     """The header by which the daemon is given credentials; none for nobody."""
     if not found:

@@ -268,6 +268,42 @@ class Images:
             for piece in response.pieces():
                 file.write(piece)
 
+    def pull(
+        self, name: str, *, platform: str = "", credentials: tuple[str, str] | None = None
+    ) -> str:
+        """Bring an image from its registry; its id. *credentials*: user and password.
+
+        Without them those of ``~/.docker/config.json`` are used. MissingError when the registry
+        has no such image, or says nothing about it to strangers.
+        """
+        from tare.client.cli import transfers
+
+        reference = transfers.parsed(name).with_default_tag()
+        query = {
+            "fromImage": reference.name,
+            "tag": str(reference.digest or reference.tag),
+            "platform": platform,
+        }
+        self._transfer(target("/images/create", query), reference.domain, credentials)
+        return text(self.inspect(str(reference)), "Id")
+
+    def push(self, name: str, *, credentials: tuple[str, str] | None = None) -> str:
+        """Give an image to the registry in its name; the digest by which it is there."""
+        from tare.client.cli import transfers
+
+        reference = transfers.parsed(name).with_default_tag()
+        where = target(f"/images/{quoted(reference.name)}/push", {"tag": reference.tag or ""})
+        pushed = self._transfer(where, reference.domain, credentials)
+        return next((text(one, "Digest") for one in pushed if text(one, "Digest")), "")
+
+    def _transfer(self, where: str, domain: str, credentials: tuple[str, str] | None) -> Sequence[Json]:
+        from tare.client import credentials as stored
+        from tare.client import progress
+
+        who = stored.find(domain) if credentials is None else stored.given(domain, *credentials)
+        response = self._daemon.open("POST", where, headers=stored.header(who))
+        return progress.display(response, quiet=True)
+
     def tag(self, name: str, repository: str, tag: str = "latest") -> None:
         """Give an image another name."""
         where = target(f"/images/{quoted(name)}/tag", {"repo": repository, "tag": tag})

@@ -169,7 +169,7 @@ def install(routes: Routes) -> None:
     routes.add("GET", "/images/json", _list)
     routes.add("GET", "/images/get", _save_many)
     routes.add("POST", "/images/load", _load)
-    routes.add("POST", "/images/create", _create)
+    routes.add("POST", "/images/create", _create, cancellable=True)
     routes.add("POST", "/images/prune", _prune)
     routes.add("GET", "/images/{ref}/json", _inspect)
     routes.add("GET", "/images/{ref}/history", _history)
