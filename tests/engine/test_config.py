@@ -61,7 +61,7 @@ token-hosts = ["auth.example"]
     ("text", "line", "words"),
     [
         ("[registries]\n\n# a comment\nmirorrs = []\n", 4, "registries.mirorrs is not known here"),
-        ("[registry]\n", 1, "registry is not known"),
+        ("[registrys]\n", 1, "registrys is not known"),
         ("a = 1\n", 1, "a is not known"),
         ("[registries]\ndownloads = 'many'\n", 2, "must be a whole number"),
         ("[registries]\ndownloads = true\n", 2, "must be a whole number"),
