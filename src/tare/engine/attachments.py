@@ -26,6 +26,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 from tare.engine import generated, name_table, network_values, publishing
+from tare.engine.core import only_container
 from tare.engine.fabric import Held, namespace_of
 from tare.engine.networks import Networks
 from tare.errors import (
@@ -491,6 +492,8 @@ class Attachments:
                 f"container {record.name} shares the network of"
                 f" {record.spec.namespaces.network!r}: it cannot be connected to others"
             )
+        if record.alive:
+            only_container(record, "changing the networks of what runs")
         if record.state in (State.REMOVING, State.DEAD):
             raise ConflictError(f"container {record.id} is marked for removal")
 

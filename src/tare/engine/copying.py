@@ -16,6 +16,7 @@ import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, BinaryIO
 
+from tare.engine.core import only_container
 from tare.engine.observing import Observing
 from tare.engine.transfer import consumed, produced
 from tare.errors import ConflictError, DeniedError, MissingError
@@ -36,7 +37,7 @@ class Copying(Observing):
     async def sizes(self, ref: str) -> tuple[int, int]:
         """The bytes that it wrote itself, and those with its image."""
         record = self._store.get(ref)
-        written = await asyncio.to_thread(_disk_usage, f"{record.workload_dir}/upper")
+        written = await asyncio.to_thread(_written, record.workload_dir)
         try:
             image = (await self._core.images.get(record.image_id)).size
         except MissingError:
@@ -48,6 +49,7 @@ class Copying(Observing):
         from tare.image.changes import changes
 
         record = self._store.get(ref)
+        only_container(record, "diff")
         layers = await self._layers(record)
 
         def compare() -> builtins.list[Change]:
@@ -78,6 +80,7 @@ class Copying(Observing):
     ) -> str:
         """Make an image of the container as it is; the image's id. Paused meanwhile if asked."""
         record = self._store.get(ref)
+        only_container(record, "commit")
         reference = f"{repository}:{tag}" if repository and tag else repository
         base = await self._core.images.get(record.image_id)
         layers, rootless = await self._layers(record), self._core.paths.rootless
@@ -120,6 +123,7 @@ class Copying(Observing):
     def export(self, ref: str) -> AsyncGenerator[bytes, None]:
         """The whole file system as an archive."""
         record = self._store.get(ref)
+        only_container(record, "export")
         self._lifecycle.emit(record, "export")
         return self._archive(record, "/.", one_mount=True)
 
@@ -167,6 +171,7 @@ class Copying(Observing):
 
     async def _root(self, record: Record) -> Descriptor:
         """The container's file system: the live one, or a mount made for us alone."""
+        only_container(record, "cp")
         if record.alive:
             return _live(record)
         layers = await self._layers(record)
@@ -277,6 +282,15 @@ def _write_changes(
             os.close(lower)
     finally:
         os.close(upper)
+
+
+def _written(directory: str) -> int:
+    """What a container wrote, or the disk of a machine holds."""
+    try:
+        disk = os.stat(f"{directory}/machine/upper").st_blocks * 512  # it is sparse
+    except FileNotFoundError:
+        disk = 0
+    return _disk_usage(f"{directory}/upper") + disk
 
 
 def _disk_usage(path: str) -> int:

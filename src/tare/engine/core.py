@@ -18,8 +18,9 @@ from tare.engine.limits import Abilities
 from tare.engine.paths import Paths
 from tare.engine.store import Store
 from tare.engine.workloads import Workloads
-from tare.errors import ConflictError
+from tare.errors import ConflictError, UnsupportedError
 from tare.model.record import Record
+from tare.model.spec import Isolation
 
 if TYPE_CHECKING:
     from tare.engine.attachments import Attachments
@@ -59,6 +60,15 @@ def joined(record: Record) -> dict[str, str]:
         for kind, value in kinds.items()
         if value.startswith("container:")
     }
+
+
+def only_container(record: Record, what: str) -> None:
+    """UnsupportedError when *what* is asked of a virtual machine, which does not have it yet."""
+    if record.spec.isolation is Isolation.VM:
+        raise UnsupportedError(
+            f"{what}: virtual machines do not have that yet, and {record.name} is one",
+            hint="tare exec can read and write files in it",
+        )
 
 
 def request(record: Record, store: Store, layers: Sequence[Path]) -> Request:

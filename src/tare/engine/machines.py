@@ -31,7 +31,7 @@ from tare.errors import FailedError, MissingError, UnsupportedError
 from tare.kernel import cgroup
 from tare.kernel.interfaces import Attacher
 from tare.model.record import ExecRecord, Record
-from tare.model.spec import ContainerSpec, ExecSpec, Isolation
+from tare.model.spec import ContainerSpec, ExecSpec, Isolation, Resources
 from tare.run.plan import Host, plan, plan_exec
 from tare.run.sandbox import ExecPlan, Sandbox
 from tare.vm import disks, machine, relay
@@ -150,6 +150,17 @@ class Machines(Sandboxes):
     def _kill_hard(self, record: Record) -> None:
         with contextlib.suppress(OSError):
             super().kill(record)
+
+    def update(self, record: Record, resources: Resources) -> Sequence[str]:
+        """The limits of QEMU; its guest's memory and processors stay what they began with."""
+        if is_machine(record):
+            before = record.spec.resources
+            spec = dataclasses.replace(record.spec, resources=resources)
+            if resources.memory != before.memory:
+                raise UnsupportedError("the memory of a running virtual machine cannot be changed")
+            machine.check(spec, 1)
+            resources = machine.bare(spec).resources
+        return super().update(record, resources)
 
     # --- inside -------------------------------------------------------------------------------
 

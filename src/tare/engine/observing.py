@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Final
 
 from tare.engine.core import Core
 from tare.engine.driver import Pipes
+from tare.engine.guest_processes import top_of
 from tare.engine.lifecycle import Live
 from tare.engine.streams import STDERR, STDOUT, Attachment, Output, pipe
 from tare.errors import ConflictError, FailedError, InvalidError, UnsupportedError
 from tare.model.record import LogLine, LogQuery, Record, Sample, Top
+from tare.model.spec import Isolation
 from tare.model.state import State
 
 if TYPE_CHECKING:
@@ -158,6 +160,8 @@ class Observing:
         record = self._store.get(ref)
         if not record.alive:
             raise ConflictError(f"container {record.id} is not running")
+        if record.spec.isolation is Isolation.VM:
+            return await top_of(record, arguments)
         pids = {str(pid) for pid in self._driver.pids(record)}
         try:
             words = shlex.split(arguments or "-ef")
