@@ -358,8 +358,9 @@ def test_files_in_etc_say_what_was_asked_for(site: Site) -> None:
     site.out("network", "create", "mine")
     site.out(
         "run", "-d", "--name", "asked", "--network", "mine", "--hostname", "me",
-        "--domainname", "corp", "--add-host", "db:10.1.2.3", "--add-host", "gate:host-gateway", "--dns", "9.9.9.9",
-        "--dns-search", "corp", "--dns-option", "timeout:1", "busybox", "sleep", "1000",
+        "--domainname", "corp", "--add-host", "db:10.1.2.3", "--add-host", "gate:host-gateway",
+        "--dns", "9.9.9.9", "--dns-search", "corp", "--dns-option", "timeout:1", "busybox", "sleep",
+        "1000",
     )  # fmt: skip
     place = site.shown("asked")["mine"]
 

@@ -54,7 +54,12 @@ def engine(busybox_archive: Path) -> Iterator[Engine]:
     archive = directory / "busybox.tar"
     shutil.copy(busybox_archive, archive)
     archive.chmod(0o644)
-    found = Engine(directory, _as_user(directory), {"HOME": str(directory), "USER": "ttuser"})
+    found = Engine(
+        directory,
+        _as_user(directory),
+        {"HOME": str(directory), "USER": "ttuser"},
+        networks=True,  # in a namespace of its user's
+    )
     found.environment.pop("XDG_RUNTIME_DIR", None)
     holder = 0
     try:

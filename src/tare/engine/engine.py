@@ -31,7 +31,7 @@ from tare.engine.documents import Documents
 from tare.engine.driver import Driver, Request
 from tare.engine.events import Events
 from tare.engine.execs import Execs
-from tare.engine.fabric import Fabric, HostFabric, NoFabric
+from tare.engine.fabric import Fabric, NoFabric, fabric_of
 from tare.engine.health import Checks
 from tare.engine.ids import Blocks, Rest
 from tare.engine.images import Images
@@ -49,6 +49,7 @@ from tare.kernel import cgroup
 from tare.model.explanation import Explanation
 from tare.model.record import Check, Info, Record
 from tare.model.spec import MountKind
+from tare.vm.kernels import Kernels
 
 log = logging.getLogger("tare.engine")
 
@@ -82,6 +83,7 @@ class Engine:
         blocks, workloads = Blocks(Documents(store, "resting_ids", Rest)), Workloads(paths)
         self._workloads = workloads
         self.volumes = Volumes(paths, store, self.events)
+        self.kernels = Kernels(paths.state / "kernels")
         self._lifecycle = Lifecycle(
             store=store,
             driver=driver,
@@ -148,7 +150,7 @@ class Engine:
             images,
             detect(layout),
             configured=configured,
-            fabric=HostFabric(str(paths.state), str(paths.run)),
+            fabric=fabric_of(paths),
             groups=layout.group,
         )
 

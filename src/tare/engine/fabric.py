@@ -16,7 +16,9 @@ import socket
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
+from tare.engine.paths import Paths
 from tare.errors import FailedError, UnsupportedError
+from tare.kernel import confine
 from tare.kernel.interfaces import Interface
 from tare.network import addresses, bridge, firewall, ports
 from tare.network.dns_link import NameServer
@@ -142,10 +144,9 @@ class HostFabric:
     def unavailable(self) -> str:
         """Asked once: a package that is installed later needs a restart of the daemon."""
         if self._unavailable is None:
-            try:
-                self._unavailable = firewall.unavailable()
-            except NotImplementedError:
-                self._unavailable = "the packet filter is not there yet"
+            self._unavailable = firewall.unavailable()
+            if not confine.effective() & confine.mask(frozenset(("NET_ADMIN",))):
+                self._unavailable = "networks need the capability NET_ADMIN, which the engine lacks"
         return self._unavailable
 
     @property
@@ -330,6 +331,14 @@ class NoFabric:
 
     async def close(self) -> None:
         """There is nothing to let go of."""
+
+
+def fabric_of(paths: Paths) -> Fabric:
+    """What the engine of *paths* can have on this host."""
+    if paths.rootless:
+        # Root in a namespace of its user's, which does not own the host's network.
+        return NoFabric("networks and published ports need an engine that runs as root")
+    return HostFabric(str(paths.state), str(paths.run))
 
 
 def namespace_of(pid: int) -> int:
