@@ -13,6 +13,7 @@ import os
 import pwd
 import resource
 import shutil
+import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -31,7 +32,7 @@ def examine(paths: Paths) -> list[Check]:
     """All findings, in the order a reader needs them."""
     checks: Sequence[Callable[[Paths], Check]] = (
         _kernel, _control_groups, _limits, _user_namespaces, _id_maps, _overlay, _erofs, _seccomp,
-        _modules, _privilege, _descriptors, _space, _bootstrap, _init, _kvm,
+        _modules, _privilege, _descriptors, _space, _bootstrap, _init, _kvm, _volumes,
     )  # fmt: skip
     found = []
     for check in checks:
@@ -41,6 +42,26 @@ def examine(paths: Paths) -> list[Check]:
             name = check.__name__.strip("_").replace("_", " ")
             found.append(Check(check=name, status="warn", seen=f"could not be looked at: {error}"))
     return found
+
+
+def _volumes(paths: Paths) -> Check:
+    """Volumes that the database knows and whose directory somebody deleted."""
+    names: list[str] = []
+    with contextlib.suppress(sqlite3.Error):
+        db = sqlite3.connect(f"file:{paths.database}?mode=ro", uri=True)
+        try:
+            names = [row[0].decode() for row in db.execute("SELECT name FROM volumes")]
+        finally:
+            db.close()
+    missing = [n for n in names if not os.path.isdir(paths.state / "volumes" / n / "_data")]
+    if missing:
+        return _warn(
+            "volumes", f"deleted by hand: {', '.join(sorted(missing)[:5])}",
+            "containers that have them cannot start; what was in them is lost",
+            "bring back an export (tare volume import NAME FILE), make them anew (tare volume"
+            " create NAME), or forget them (tare volume rm NAME)",
+        )  # fmt: skip
+    return _ok("volumes", f"{len(names)}, all there")
 
 
 def _ok(check: str, seen: str) -> Check:

@@ -349,7 +349,7 @@ def _hand_over_root(
         mount.map_ids(made.tree, user_namespace)
     trees = [root, made.tree]
     for wanted in sandbox["binds"]:
-        tree = clone_bind(wanted, user_namespace)
+        tree = clone_bind(wanted, user_namespace, work.warnings)
         trees.append(tree)
         closing.callback(os.close, tree)
     _send(work.control, trees)
@@ -618,7 +618,7 @@ def _root(work: Launch, context: Context, user_namespace: int, owner: int) -> in
         context.deferred += lowers
 
 
-def clone_bind(wanted: Bind, user_namespace: int) -> int:
+def clone_bind(wanted: Bind, user_namespace: int, warnings: list[str]) -> int:
     """A detached, private, possibly id-mapped clone of a host tree; MissingError names it."""
     source = wanted["source"]
     if "process" in wanted:
@@ -648,7 +648,7 @@ def clone_bind(wanted: Bind, user_namespace: int) -> int:
         recursive = wanted["recursive"]
         mount.set_attributes(tree, attributes, propagation=propagation, recursive=recursive)
         if wanted["map_ids"] and user_namespace >= 0:
-            _map_bind(tree, user_namespace, recursive=recursive)
+            _map_bind(tree, user_namespace, wanted, warnings)
     except BaseException:
         os.close(tree)
         raise
@@ -705,13 +705,19 @@ def _borrow(pid: int, path: str) -> int:
     return numbers[0]
 
 
-def _map_bind(tree: int, user_namespace: int, *, recursive: bool) -> None:
+def _map_bind(tree: int, user_namespace: int, wanted: Bind, warnings: list[str]) -> None:
     """Shift a bind's ids; a file system that cannot (NFS, FUSE, already mapped) stays as it is.
 
-    Its files then belong to nobody inside: safe, and `doctor` says so.
+    Its files then belong to nobody inside: safe, and said.
     """
     try:
-        mount.map_ids(tree, user_namespace, recursive=recursive)
+        mount.map_ids(tree, user_namespace, recursive=wanted["recursive"])
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP):
             raise
+        if not wanted["generated"]:
+            what = f"volume {wanted['volume']}" if "volume" in wanted else wanted["source"]
+            warnings.append(
+                f"the ids of {what} cannot be mapped, its file system cannot do that: its files"
+                " belong to nobody inside (--userns=host shows their owners)"
+            )

@@ -10,6 +10,7 @@ from multidict import CIMultiDict
 
 from tare.api.call import HEADERS, Call, answer
 from tare.api.routing import Routes
+from tare.errors import InvalidError
 from tare.wire import container, image, system
 from tare.wire import volume as wire_volume
 
@@ -38,16 +39,25 @@ async def _info(call: Call) -> web.StreamResponse:
     return answer(system.info(await call.engine.info(), time.time_ns()))
 
 
+_DF_KINDS: Final = ("container", "image", "volume", "build-cache")
+
+
 async def _df(call: Call) -> web.StreamResponse:
-    images = await call.engine.images.list()
+    # Only what is asked for is counted: a large volume takes long to walk.
+    kinds = call.query.getall("type", []) or _DF_KINDS
+    for kind in kinds:
+        if kind not in _DF_KINDS:
+            raise InvalidError(f"unknown object type: {kind[:40]}")
+    images = await call.engine.images.list() if "image" in kinds else []
     records = await call.engine.containers.list(all=True, filters={})
     used = [record.image_id for record in records]
     containers = []
-    for record in records:
+    for record in records if "container" in kinds else ():
         one = container.summary(record)
         one["SizeRw"], one["SizeRootFs"] = await call.engine.containers.sizes(record.id)
         containers.append(one)
-    volumes = await call.engine.volumes.sized(call.engine.volumes.listed())
+    listed = call.engine.volumes.listed() if "volume" in kinds else []
+    volumes = await call.engine.volumes.sized(listed)
     return answer(
         {
             "LayersSize": sum(found.size for found in images),

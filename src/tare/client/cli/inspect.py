@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tare.client.document import Json
     from tare.client.options import Action
 
-_LATER = ("network", "volume", "config", "node", "plugin", "secret", "service", "task")
+_LATER = ("network", "config", "node", "plugin", "secret", "service", "task")
 
 
 def _inspect(kinds: tuple[str, ...]) -> Action:
@@ -21,8 +21,10 @@ def _inspect(kinds: tuple[str, ...]) -> Action:
         wanted = flags.text("type")
         chosen = kinds
         if wanted:
-            if wanted not in ("container", "image", *_LATER):
-                raise InvalidError(f'unknown type: "{wanted}": must be "container" or "image"')
+            if wanted not in ("container", "image", "volume", *_LATER):
+                raise InvalidError(
+                    f'unknown type: "{wanted}": must be "container", "image" or "volume"'
+                )
             chosen = (wanted,)
         return _print(daemon, flags, names, chosen)
 
@@ -60,6 +62,11 @@ def _details(daemon: Daemon, name: str, kinds: tuple[str, ...], *, sized: bool) 
     for kind in kinds:
         if kind in _LATER:
             continue
+        if kind == "volume":
+            try:
+                return daemon.call("GET", f"/volumes/{segment(name)}")
+            except MissingError:
+                continue
         step = segment(name) if kind == "container" else quoted(name)
         where = target(f"/{kind}s/{step}/json", {"size": sized and kind == "container"})
         try:
@@ -76,11 +83,11 @@ COMMANDS = {
     "inspect": Command(
         "[OPTIONS] NAME|ID [NAME|ID...]",
         "Show all details of containers and images",
-        _inspect(("container", "image")),
+        _inspect(("container", "image", "volume")),
         {
             "format": _FORMAT,
             "size": ("s", "bool", "Sizes of containers, too"),
-            "type": ("", "string", "Only things of this kind: container or image"),
+            "type": ("", "string", "Only things of this kind: container, image or volume"),
         },
         least=1,
     ),

@@ -67,12 +67,20 @@ def _system_prune(daemon: Daemon, flags: Flags, _arguments: list[str]) -> int:
         if everything
         else "dangling images"
     )
-    question = f"WARNING! This will remove:\n  - all stopped containers\n  - all {kind}\n"
+    volumes = flags.flag("volumes")
+    question = "WARNING! This will remove:\n  - all stopped containers\n"
+    if volumes:
+        question += "  - all anonymous volumes not used by at least one container\n"
+    question += f"  - all {kind}\n"
     if not flags.flag("force") and not confirmed(question):
         say("Nothing was removed.")
         return 1
     words = flags.list("filter")
     size = _containers(daemon, words)
+    if volumes:
+        from tare.client.cli.volumes import prune
+
+        size += prune(daemon, [w for w in words if w.startswith("label")], everything=False)
     return _reclaimed(size + _images(daemon, words, everything=everything))
 
 
@@ -110,6 +118,7 @@ COMMANDS = {
             ),
             "filter": _FILTER,
             "force": _FORCE,
+            "volumes": ("", "bool", "Anonymous volumes that no container has, too"),
         },
         most=0,
     ),
