@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import pulling
 from engines import IMAGE, BenchError, Engine
 from peers import Runtime
 
@@ -290,6 +291,16 @@ def _relative(once: Once, alone: float) -> Once:
     return lambda: once() / alone
 
 
+def _pull_row(how: str) -> Row:
+    def subjects(stage: Stage) -> contextlib.AbstractContextManager[dict[str, Once]]:
+        return pulling.pulls(stage.directory, stage.engines, how)
+
+    title = f"pull of 3 layers, 450 MB, {how}; floor: unpack | sha256sum"
+    name = "pull" if how == "gzip" else f"pull-{how}"
+    bounds = (Bound("docker", 1 / 4), Bound("podman", 1 / 4), Bound("floor", 1.3))
+    return Row(name, title, "s", 3, subjects, bounds)
+
+
 def _company_row(action: str, title: str) -> Row:
     def subjects(stage: Stage) -> contextlib.AbstractContextManager[dict[str, Once]]:
         return _company(stage, action)
@@ -309,6 +320,8 @@ ROWS: Final = (
     Row("list", "API list of 1 container", "ms", 31, _list, (Bound("docker", 1),)),
     Row("throughput", "containers per second, 8 clients", "/s", 1, _throughput,
         (Bound("", 100, at_least=True),)),
+    _pull_row("gzip"),
+    _pull_row("zstd"),
     _company_row("start", "create to remove beside idle containers, relative to alone"),
     _company_row("exec", "exec beside idle containers, relative to alone"),
     _company_row("list", "list by name beside idle containers, relative to alone"),

@@ -122,12 +122,15 @@ def find(host: str) -> dict[str, Json] | None:
     found: dict[str, Json] = {"serveraddress": server}
     if packed:
         try:
-            user, _, secret = a2b_base64(packed).decode().rstrip("\0").partition(":")
+            user, _, secret = (
+                a2b_base64(packed, strict_mode=True).decode().rstrip("\0").partition(":")
+            )
         except (Base64Error, UnicodeDecodeError):
             raise InvalidError(
                 f"{path()}: what is stored for {server} cannot be read",
                 hint=f"tare login {host} stores it again.",
             ) from None
+        user, _, secret = plain.partition(":")
         found.update({"username": user, "password": secret})
     if token:
         found["identitytoken"] = token

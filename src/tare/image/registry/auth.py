@@ -29,7 +29,8 @@ from tare.model.strict_json import Fields
 
 TOKEN_MAX: Final = 1 << 20
 _TOKEN_TEXT: Final = re.compile(r"[A-Za-z0-9._~+/=:-]{1,65536}")
-_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9-]*)(?:\s+|$)")
+_SCHEME: Final = re.compile(r"[\s,]*([A-Za-z][A-Za-z0-9-]*)(?:\s+|(?=,)|$)")
+_COMMA: Final = re.compile(r"\s*,?\s*")
 _PARAMETER: Final = re.compile(r'([A-Za-z][A-Za-z0-9_-]*)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 _LIFE: Final = 60  # seconds, where a token does not say
 _EARLY: Final = 10
@@ -64,8 +65,8 @@ def challenges(header: str) -> list[Challenge]:
             value = match[3] if match[2] is None else re.sub(r"\\(.)", r"\1", match[2])
             parameters.setdefault(match[1].lower(), value)
             at = match.end()
-            rest = re.compile(r"\s*,?\s*").match(header, at)
-            at = rest.end() if rest else at
+            comma = _COMMA.match(header, at)
+            at = comma.end() if comma else at
         found.append(Challenge(scheme[1].lower(), parameters))
     return found
 

@@ -67,9 +67,12 @@ def from_fields(fields: Fields) -> Credentials:
     packed = fields.text("auth")
     if packed and not username:
         try:
-            username, _, password = base64.b64decode(packed).decode().rstrip("\0").partition(":")
+            username, _, password = (
+                base64.b64decode(packed, validate=True).decode().rstrip("\0").partition(":")
+            )
         except (binascii.Error, UnicodeDecodeError):
             fields.refuse("auth", "is not base64 of USER:PASSWORD")
+        username, _, password = plain.partition(":")
     found = Credentials(
         username=username,
         password=password,
@@ -98,8 +101,8 @@ def from_header(value: str) -> Credentials:
         raise InvalidError("the header X-Registry-Auth is too long")
     try:
         # Clients differ in padding and alphabet.
-        plain = value.translate(str.maketrans("+/", "-_")).rstrip("=")
-        raw = base64.urlsafe_b64decode(plain + "=" * (-len(plain) % 4))
+        plain = value.translate(str.maketrans("-_", "+/")).rstrip("=")
+        raw = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise InvalidError("the header X-Registry-Auth is not base64") from None
     return parse(raw) if raw.strip() not in (b"", b"null") else Credentials()
