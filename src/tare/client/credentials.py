@@ -122,9 +122,7 @@ def find(host: str) -> dict[str, Json] | None:
     found: dict[str, Json] = {"serveraddress": server}
     if packed:
         try:
-            user, _, secret = (
-                a2b_base64(packed, strict_mode=True).decode().rstrip("\0").partition(":")
-            )
+            plain = a2b_base64(packed, strict_mode=True).decode().rstrip("\0")
         except (Base64Error, UnicodeDecodeError):
             raise InvalidError(
                 f"{path()}: what is stored for {server} cannot be read",

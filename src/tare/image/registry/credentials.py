@@ -67,9 +67,7 @@ def from_fields(fields: Fields) -> Credentials:
     packed = fields.text("auth")
     if packed and not username:
         try:
-            username, _, password = (
-                base64.b64decode(packed, validate=True).decode().rstrip("\0").partition(":")
-            )
+            plain = base64.b64decode(packed, validate=True).decode().rstrip("\0")
         except (binascii.Error, UnicodeDecodeError):
             fields.refuse("auth", "is not base64 of USER:PASSWORD")
         username, _, password = plain.partition(":")
