@@ -10,6 +10,7 @@ from tare.api.routes import (
     containers,
     execs,
     images,
+    machines,
     networks,
     observe,
     own,
@@ -24,7 +25,7 @@ from tare.api.routing import Routes
 def install(routes: Routes) -> None:
     """Add every path of the API to *routes*."""
     for noun in (
-        absent, archives, budget, building, containers, execs, images, networks, observe, own,
-        registries, streaming, system, volumes,
+        absent, archives, budget, building, containers, execs, images, machines, networks, observe,
+        own, registries, streaming, system, volumes,
     ):  # fmt: skip
         noun.install(routes)

@@ -57,6 +57,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "image bootstrap": ("archives", "Make a base image from Debian's signed packages"),
     "image inspect": ("inspect", "Show all details of images"),
     "image prune": ("prune", "Remove images that nothing uses"),
+    "vm kernels": ("machines", "Show the kernels that virtual machines boot"),
     "budget set": ("budget", "Change what the engine, or a project, may use"),
     "budget rm": ("budget", "Forget what was set"),
     "network connect": ("networks", "Put a container into a network"),
@@ -124,11 +125,11 @@ GROUPS = {
     "network": "Manage networks",
     "registry": "Serve a registry",
     "system": "Manage the engine",
+    "vm": "Look after virtual machines",
     "volume": "Manage volumes",
 }
 
 # Docker's commands that are not here yet: the sentence says what to do instead.
 LATER: dict[str, str] = {
-    "vm": "Images run as containers for now.",
     "compose": "Start the services one by one with `tare run -d`.",
 }
