@@ -196,8 +196,8 @@ class Placement:
     def unpack(self, archive: Unpacked, place: bytes) -> None:
         """Place what an archive holds below the directory *place*.
 
-        As tar does: links on the way are followed, and what is there is replaced, but for a
-        directory by a directory.
+        As tar does in a directory that is its root: links on the way are followed inside it, and
+        what is there is replaced, but for a directory by a directory.
         """
         self.directory(place)
         for path in archive.paths():
@@ -206,7 +206,8 @@ class Placement:
             node = archive.node(path)
             assert node is not None
             parent, _, name = path.rpartition(b"/")
-            above = resolve(self.node, join(place, parent), missing=True) or b""
+            inside = resolve(lambda at: self.node(join(place, at)), parent, missing=True)
+            above = join(place, inside) if inside else place
             self.directory(above)
             target = join(above, name)
             if node.kind is not Kind.DIR:
