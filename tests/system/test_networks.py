@@ -5,111 +5,23 @@ The engine, its containers and the "outside world" are in network namespaces of 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
-from urllib.request import urlopen
 
 import pytest
 
-from harness.engines import Engine
-from harness.namespaces import Host
-from tare.kernel import process
+from harness.sites import PATIENCE, SERVE, Site, inside
 
 pytestmark = [
     pytest.mark.system,
     pytest.mark.needs("root", "overlay", "cgroup", "busybox", "nft"),
 ]
-
-PATIENCE: Final = 30.0
-_SERVE: Final = "mkdir -p /w && echo {word} >/w/index.html && exec httpd -f -p 80 -h /w"
-
-
-class Site(Engine):
-    """An engine in a network namespace, and what a program of that host sees."""
-
-    def __init__(self, directory: Path, more: dict[str, str] | None = None) -> None:
-        self.host = Host()
-        inside = ("nsenter", f"--net=/proc/{self.host.pid}/ns/net", "--")
-        super().__init__(directory, inside, more or {}, networks=True)
-
-    def serve(self, name: str, *options: str, word: str = "") -> None:
-        """Start a container that serves *word* (its own name) over HTTP on port 80."""
-        command = _SERVE.format(word=word or name)
-        self.out("run", "-d", "--name", name, *options, "busybox", "sh", "-c", command)
-
-    def fetch(self, name: str, url: str) -> str:
-        """What a container gets from *url*; tried again until its server is up."""
-        command = f"for i in $(seq 100); do wget -qO- {url} && exit; sleep 0.1; done; exit 1"
-        return self.out("exec", name, "sh", "-c", command)
-
-    def browse(self, url: str) -> str:
-        """What a program of the host gets from *url*."""
-
-        def get() -> str:
-            with self.host.inside(), urlopen(url, timeout=5) as answer:
-                return str(answer.read().decode().strip())
-
-        return eventually(get)
-
-    def shown(self, name: str) -> dict[str, dict[str, object]]:
-        """A container's networks, as inspect has them."""
-        found: dict[str, dict[str, object]] = json.loads(
-            self.out("inspect", "-f", "{{json .NetworkSettings.Networks}}", name)
-        )
-        return found
-
-    def refused(self, *words: str) -> str:
-        """What the client says when it fails."""
-        done = self.tare(*words)
-        assert done.returncode != 0, (words, done.stdout)
-        return done.stderr
-
-    def clean(self) -> None:
-        """No containers, no networks but the predefined."""
-        ids = self.out("ps", "-aq").split()
-        if ids:
-            self.out("rm", "-f", *ids)
-        self.out("network", "prune", "-f")
-
-    def links(self) -> set[str]:
-        """The engine's interfaces in its namespace."""
-        with self.host.inside():
-            return {name for _, name in socket.if_nameindex() if name[:2] in ("tb", "tv")}
-
-
-@contextlib.contextmanager
-def inside(pid: int) -> Iterator[None]:
-    """The calling thread is in the network namespace of a process."""
-    home, there = (os.open(f"/proc/{one}/ns/net", os.O_RDONLY) for one in ("thread-self", pid))
-    try:
-        process.join_namespaces(there, process.CLONE_NEWNET)
-        try:
-            yield
-        finally:
-            process.join_namespaces(home, process.CLONE_NEWNET)
-    finally:
-        os.close(home)
-        os.close(there)
-
-
-def eventually(attempt: Callable[[], str]) -> str:
-    """What *attempt* gives once it does not fail."""
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return attempt()
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +158,7 @@ def test_ports_are_published_on_loopback_and_nowhere_else_unless_told(site: Site
     site.out("network", "create", "mine")
     done = site.tare(
         "run", "-d", "--name", "web", "--network", "mine", "-p", "8080:80", "-p", "0.0.0.0:8081:80",
-        "-p", "127.0.0.1::80", "busybox", "sh", "-c", _SERVE.format(word="web"),
+        "-p", "127.0.0.1::80", "busybox", "sh", "-c", SERVE.format(word="web"),
     )  # fmt: skip
     assert "loopback" in done.stderr
     chosen = site.out("port", "web", "80").split()
