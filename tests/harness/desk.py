@@ -30,11 +30,12 @@ class Desk:
 
     directory: Path
     settings: Settings = QUICK
+    extract: bool = False
     told: Told = field(default_factory=list)
     pushed: list[Notice | PushNotice] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.store = ImageStore(self.directory, extract=False)
+        self.store = ImageStore(self.directory, extract=self.extract)
         self.store.recover()
         self.partials = Partials(self.directory / "partial")
 

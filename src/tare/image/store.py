@@ -466,9 +466,12 @@ class ImageStore:
                 raise _missing(reference_or_id)
             names = list(row.names)
             tags = [n for n in names if n.digest is None]
-            if name is not None and name.digest is None and len(tags) > 1:
-                self._index.unname(name)
-                return [Removed("untagged", name.familiar)]
+            going = _going_with(name, names) if name is not None else names
+            if len(going) < len(names):
+                with self._index.change():
+                    for each in going:
+                        self._index.unname(each)
+                return [Removed("untagged", each.familiar) for each in going]
             if name is None and len(tags) > 1 and not force:
                 raise ConflictError(
                     f"conflict: unable to delete {id.hex[:_ID_SHOWN]} (must be forced)"
@@ -565,6 +568,14 @@ class ImageStore:
             for layer in image.layers:
                 lease.pin(layer)
                 self._layers.verify(layer)
+
+
+def _going_with(name: Reference, names: Iterable[Reference]) -> list[Reference]:
+    """What is untagged with *name*: a repository's digests go with its last tag."""
+    same = [n for n in names if n.name == name.name and n != name]
+    if name.digest is not None or any(n.digest is None for n in same):
+        return [name]
+    return [name, *same]
 
 
 class _Receiver:

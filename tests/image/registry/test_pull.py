@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import os
@@ -109,6 +110,58 @@ def test_a_digest_is_pulled_without_a_tag(desk: Desk, registry: FakeRegistry) ->
 
     assert pulled.image.tags == ()
     assert desk.store.get(reference(registry, f"a/b@{made.digest}")).id == pulled.image.id
+
+
+def test_a_repositorys_digests_go_with_its_last_tag(desk: Desk, registry: FakeRegistry) -> None:
+    made = registry.put_image("a/b", "1", [ONE])
+    desk.pull(reference(registry))
+    digest = f"{registry.host}/a/b@{made.digest}"
+    desk.store.tag(reference(registry), "other:1")
+    desk.store.tag(reference(registry), reference(registry, "a/b:2"))
+
+    first = desk.store.remove(reference(registry))
+    second = desk.store.remove(reference(registry, "a/b:2"))
+
+    assert [one.name for one in first] == [reference(registry)]
+    assert [one.name for one in second] == [reference(registry, "a/b:2"), digest]
+    assert desk.store.get("other:1").digests == ()
+
+
+def test_a_full_disk_ends_a_pull_and_is_left_as_it_was(
+    desk: Desk, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.put_image("a/b", "1", [TWO])
+    written = 0
+
+    def full(descriptor: int, data: bytes, position: int) -> int:
+        nonlocal written
+        if written > 100_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written += 50_000
+        return pwrite(descriptor, data[:50_000], position)
+
+    pwrite = os.pwrite
+    with monkeypatch.context() as patched:
+        patched.setattr("tare.image.registry.partial.os.pwrite", full)
+        with pytest.raises(FailedError, match="no space left"):
+            desk.pull(reference(registry))
+
+    assert desk.empty()
+    desk.pull(reference(registry))
+    assert desk.content(reference(registry)) == [TWO]
+
+
+def test_layers_are_extracted_where_they_cannot_be_mounted(
+    tmp_path: Path, registry: FakeRegistry
+) -> None:
+    registry.put_image("a/b", "1", [ONE, TWO])
+    desk = Desk(tmp_path / "extracted", extract=True)
+
+    [pulled] = desk.pull(reference(registry))
+
+    assert (desk.store.layer_paths(pulled.image)[0] / "etc/one").read_bytes() == b"1" * 5000
+    assert desk.content(reference(registry)) == [ONE, TWO]
+    desk.store.close()
 
 
 def put_index(registry: FakeRegistry, kind: str = OCI_INDEX, tag: str = "all") -> dict[str, str]:
