@@ -170,3 +170,20 @@ def test_the_next_daemon_adopts_what_runs(engine: Engine, whom: str) -> None:
     assert engine.out("exec", "stays", "echo", "in") == "in"
     engine.out("rm", "-f", "stays")
     assert engine.all() == {}
+
+
+def test_volumes_keep_their_owners_and_tmpfs_ones_are_in_memory(engine: Engine) -> None:
+    engine.out("run", "--rm", "-v", "kept:/v", "busybox", "sh", "-c", "id > /v/f; chown 5:6 /v/f")
+    again = engine.out("run", "--rm", "-v", "kept:/v", "busybox", "stat", "-c", "%u:%g", "/v/f")
+    engine.out("volume", "create", "ram", "--opt", "type=tmpfs", "--opt", "o=size=1m")
+    memory = engine.out("run", "--rm", "-v", "ram:/r", "busybox", "df", "-m", "/r")
+    limited = engine.tare("volume", "create", "small", "--opt", "size=20m")
+    engine.out("volume", "export", "kept", "-o", str(engine.directory / "kept.tar"))
+    engine.out("volume", "import", "copy", str(engine.directory / "kept.tar"))
+    copied = engine.out("run", "--rm", "-v", "copy:/v", "busybox", "stat", "-c", "%u:%g", "/v/f")
+    engine.out("volume", "prune", "-a", "-f")
+
+    assert again == copied == "5:6"
+    assert "tmpfs" in memory
+    assert "needs root's engine" in limited.stderr
+    assert engine.out("budget").startswith("Engine")

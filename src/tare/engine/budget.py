@@ -36,7 +36,7 @@ from tare.kernel import cgroup
 from tare.model import budget as arithmetic
 from tare.model.budget import Amount, Budget, Holder
 from tare.model.record import Record, changed
-from tare.model.spec import ContainerSpec, Resources
+from tare.model.spec import ContainerSpec, Isolation, Resources
 from tare.model.state import State
 
 _HOLDING: Final = frozenset((State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING))
@@ -177,7 +177,7 @@ class Budgets:
         defaults = whole if not project else self.engine
         held = sum(
             (
-                arithmetic.reservation(share.record.spec.resources, defaults)
+                counted(share.record.spec, share.record.spec.resources, defaults)
                 for share in self.shares()
                 if not project or share.project == project or _labelled(share.record, project)
             ),
@@ -221,7 +221,7 @@ class Budgets:
             Share(
                 record,
                 self.project_of(record.spec),
-                arithmetic.reservation(record.spec.resources, engine),
+                counted(record.spec, record.spec.resources, engine),
             )
             for record in self._store.active()
             if record.state in _HOLDING and record.id != without
@@ -230,7 +230,7 @@ class Budgets:
     def check(self, spec: ContainerSpec, name: str) -> None:
         """Refuse what could never start, however empty the server is."""
         self._check_disk()
-        self._fit(spec.resources, self.project_of(spec), name, [])
+        self._fit(spec, spec.resources, name, [])
 
     def admit(self, record: Record) -> Record:
         """Let *record* start, in the group where it belongs; ConflictError with the arithmetic.
@@ -238,27 +238,29 @@ class Budgets:
         The caller writes the record as starting before it awaits anything.
         """
         self._check_disk()
-        project = self.project_of(record.spec)
-        self._admit(record, record.spec.resources, project)
-        path = f"{self.group_path(project)}/{record.id}"
+        self._admit(record, record.spec.resources)
+        path = f"{self.group_path(self.project_of(record.spec))}/{record.id}"
         return record if record.cgroup in (path, "") else changed(record, cgroup=path)
 
     def admit_update(self, record: Record, resources: Resources) -> None:
         """Let a running container have other limits; ConflictError with the arithmetic."""
         if record.state in _HOLDING:
-            self._admit(record, resources, self.project_of(record.spec))
+            self._admit(record, resources)
         else:
-            self._fit(resources, self.project_of(record.spec), record.name, [])
+            self._fit(record.spec, resources, record.name, [])
 
-    def _admit(self, record: Record, resources: Resources, project: str) -> None:
-        wanted = arithmetic.reservation(resources, self.engine)
+    def _admit(self, record: Record, resources: Resources) -> None:
+        self._check_cpus(resources, self.project_of(record.spec), record.name)
+        wanted = counted(record.spec, resources, self.engine)
         if not (wanted.memory or wanted.nano_cpus):
             return  # it counts on nothing: no sum over all that run is needed
-        self._fit(resources, project, record.name, self.shares(without=record.id))
+        self._fit(record.spec, resources, record.name, self.shares(without=record.id))
 
-    def _fit(self, resources: Resources, project: str, name: str, shares: list[Share]) -> None:
-        engine = self.engine
-        wanted = arithmetic.reservation(resources, engine)
+    def _fit(
+        self, spec: ContainerSpec, resources: Resources, name: str, shares: list[Share]
+    ) -> None:
+        engine, project = self.engine, self.project_of(spec)
+        wanted = counted(spec, resources, engine)
         self._check_cpus(resources, project, name)
         said = arithmetic.refusal(
             name, wanted, engine, [Holder(s.record.name, s.holds) for s in shares]
@@ -366,6 +368,15 @@ class Budgets:
             pids_used=stats.pids.current,
             cpu_ns=stats.cpu.total_ns,
         )
+
+
+def counted(spec: ContainerSpec, resources: Resources, engine: Budget) -> Amount:
+    """What a workload with *resources* counts; a machine without a limit, its default memory."""
+    if spec.isolation is Isolation.VM and not resources.memory:
+        from tare.vm.machine import DEFAULT_MEMORY
+
+        resources = replace(resources, memory=DEFAULT_MEMORY)
+    return arithmetic.reservation(resources, engine)
 
 
 def _lift(group: cgroup.Group, but: Budget) -> None:

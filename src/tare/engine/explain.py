@@ -14,7 +14,7 @@ import signal
 import time
 from typing import Final
 
-from tare.engine.budget import Budgets
+from tare.engine.budget import Budgets, counted
 from tare.engine.core import Core
 from tare.engine.ids import UNIT
 from tare.errors import TareError
@@ -209,7 +209,7 @@ def _limits(record: Record, budgets: Budgets) -> list[Limit]:
             for one in throttles
         ]
     found.append(Limit("shared memory", arithmetic.size(spec.shm_size), "--shm-size or default"))
-    holds = arithmetic.reservation(limits, engine)
+    holds = counted(spec, limits, engine)
     if holds.memory or holds.nano_cpus:
         words = f"{arithmetic.size(holds.memory)} memory, {arithmetic.cpus(holds.nano_cpus)} CPUs"
         found.append(Limit("reserved", words, "budget: what it counts on while it runs"))

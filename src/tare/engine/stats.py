@@ -45,8 +45,16 @@ def network_counts(pid: int) -> dict[str, NetworkCount]:
         name, _, rest = line.partition(b":")
         values = [int(word) for word in rest.split()]
         if name.strip() != b"lo" and len(values) >= 12:
+            # The eight of receiving come first, the eight of sending after them.
             found[name.strip().decode("utf-8", "replace")] = NetworkCount(
-                *values[:4], *values[8:12]
+                rx_bytes=values[0],
+                rx_packets=values[1],
+                rx_errors=values[2],
+                rx_dropped=values[3],
+                tx_bytes=values[8],
+                tx_packets=values[9],
+                tx_errors=values[10],
+                tx_dropped=values[11],
             )
     return found
 
