@@ -9,11 +9,13 @@ Not for: whether KVM really boots a guest; that takes a boot, and `vm` will do i
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import resource
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -33,6 +35,7 @@ def examine(paths: Paths) -> list[Check]:
     checks: Sequence[Callable[[Paths], Check]] = (
         _kernel, _control_groups, _limits, _user_namespaces, _id_maps, _overlay, _erofs, _seccomp,
         _modules, _privilege, _descriptors, _space, _bootstrap, _init, _kvm, _volumes,
+        _networks,
     )  # fmt: skip
     found = []
     for check in checks:
@@ -62,6 +65,46 @@ def _volumes(paths: Paths) -> Check:
             " create NAME), or forget them (tare volume rm NAME)",
         )  # fmt: skip
     return _ok("volumes", f"{len(names)}, all there")
+
+
+def _networks(paths: Paths) -> Check:
+    """Whether there can be bridge networks, and whether another firewall stands in their way."""
+    from tare.engine.fabric import fabric_of
+
+    lacking = fabric_of(paths).unavailable
+    if lacking:
+        return _warn(
+            "networks", lacking, "containers have loopback only, --network host, or another's",
+            "run the engine as root, with the package nftables installed",
+        )  # fmt: skip
+    walls = _foreign_walls()
+    if walls:
+        return _warn(
+            "networks", f"the host's own firewall closes its input: {', '.join(walls)}",
+            "containers' questions for names do not reach the name server, unless it lets them in",
+            "let in UDP and TCP port 53 from interfaces tb*, for example"
+            " `ufw allow in on BRIDGE to any port 53`; `ip -br link` shows the bridges",
+        )  # fmt: skip
+    return _ok("networks", "bridges, the packet filter and published ports are possible")
+
+
+def _foreign_walls() -> list[str]:
+    """Tables of others whose input is closed unless they open it."""
+    done = subprocess.run(
+        ["nft", "-j", "list", "chains"], capture_output=True, check=False, timeout=20
+    )
+    try:
+        found = json.loads(done.stdout)["nftables"]
+    except (ValueError, KeyError):
+        return []
+    return [
+        f"{chain['family']} {chain['table']}"
+        for chain in (one.get("chain", {}) for one in found)
+        if chain.get("hook") == "input"
+        and chain.get("policy") == "drop"
+        and chain.get("family") in ("ip", "ip6", "inet")
+        and not chain["table"].startswith("tare_")
+    ]
 
 
 def _ok(check: str, seen: str) -> Check:

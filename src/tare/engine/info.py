@@ -108,4 +108,5 @@ def _warnings(core: Core) -> tuple[str, ...]:
         (can.blkio_weight, "WARNING: No blkio weight support"),
         (can.blkio_throttle, "WARNING: No blkio throttle support"),
     )
-    return tuple(text for there, text in missing if not there)
+    troubles = tuple(f"WARNING: {one}" for one in core.networks.fabric.problems)
+    return tuple(text for there, text in missing if not there) + troubles

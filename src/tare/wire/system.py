@@ -38,7 +38,7 @@ def info(host: Info, now_ns: int) -> Json:
         "SystemStatus": None,
         "Plugins": {
             "Volume": [],
-            "Network": ["host", "null"],
+            "Network": ["bridge", "host", "macvlan", "null"],
             "Authorization": None,
             "Log": ["json-file", "local", "none"],
         },

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tare.client.document import Json
     from tare.client.options import Action
 
-_LATER = ("network", "config", "node", "plugin", "secret", "service", "task")
+_LATER = ("config", "node", "plugin", "secret", "service", "task")
 
 
 def _inspect(kinds: tuple[str, ...]) -> Action:
@@ -21,9 +21,9 @@ def _inspect(kinds: tuple[str, ...]) -> Action:
         wanted = flags.text("type")
         chosen = kinds
         if wanted:
-            if wanted not in ("container", "image", "volume", *_LATER):
+            if wanted not in ("container", "image", "network", "volume", *_LATER):
                 raise InvalidError(
-                    f'unknown type: "{wanted}": must be "container", "image" or "volume"'
+                    f'unknown type: "{wanted}": must be "container", "image", "network" or "volume"'
                 )
             chosen = (wanted,)
         return _print(daemon, flags, names, chosen)
@@ -62,9 +62,9 @@ def _details(daemon: Daemon, name: str, kinds: tuple[str, ...], *, sized: bool) 
     for kind in kinds:
         if kind in _LATER:
             continue
-        if kind == "volume":
+        if kind in ("volume", "network"):
             try:
-                return daemon.call("GET", f"/volumes/{segment(name)}")
+                return daemon.call("GET", f"/{kind}s/{segment(name)}")
             except MissingError:
                 continue
         step = segment(name) if kind == "container" else quoted(name)
@@ -83,7 +83,7 @@ COMMANDS = {
     "inspect": Command(
         "[OPTIONS] NAME|ID [NAME|ID...]",
         "Show all details of containers and images",
-        _inspect(("container", "image", "volume")),
+        _inspect(("container", "image", "network", "volume")),
         {
             "format": _FORMAT,
             "size": ("s", "bool", "Sizes of containers, too"),

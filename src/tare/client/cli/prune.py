@@ -69,6 +69,7 @@ def _system_prune(daemon: Daemon, flags: Flags, _arguments: list[str]) -> int:
     )
     volumes = flags.flag("volumes")
     question = "WARNING! This will remove:\n  - all stopped containers\n"
+    question += "  - all networks not used by at least one container\n"
     if volumes:
         question += "  - all anonymous volumes not used by at least one container\n"
     question += f"  - all {kind}\n"
@@ -77,6 +78,9 @@ def _system_prune(daemon: Daemon, flags: Flags, _arguments: list[str]) -> int:
         return 1
     words = flags.list("filter")
     size = _containers(daemon, words)
+    from tare.client.cli import networks
+
+    networks.prune(daemon, words)
     if volumes:
         from tare.client.cli.volumes import prune
 
@@ -108,7 +112,7 @@ COMMANDS = {
     ),
     "system prune": Command(
         "[OPTIONS]",
-        "Remove stopped containers and unused images",
+        "Remove stopped containers, unused networks and images",
         _system_prune,
         {
             "all": (

@@ -80,7 +80,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "registry passwd": ("registries", "Set a user's password in a file for --htpasswd"),
     "registry serve": ("registries", "Serve a registry until it is told to end"),
     "system df": ("system", "Show how much disk is used"),
-    "system prune": ("prune", "Remove stopped containers and unused images"),
+    "system prune": ("prune", "Remove stopped containers, unused networks and images"),
 }
 
 COMMON = ("run", "exec", "ps", "images", "version", "info", "doctor")
