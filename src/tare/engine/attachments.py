@@ -6,8 +6,7 @@ links the container. The end (`release`) takes all of that back, whatever way th
 ended. `connect` and `disconnect` do the same for one network of a running container.
 
 What is held for a container lives here only while it runs; the record has what a new daemon
-needs to hold it again (`begin`). Addresses go round: one that was just given up is given out
-last, except to the container that had it.
+needs to hold it again (`begin`).
 
 Not for: networks themselves (engine.networks).
 """
@@ -26,6 +25,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 from tare.engine import generated, name_table, network_values, publishing
+from tare.engine.address_book import AddressBook
 from tare.engine.core import only_container
 from tare.engine.fabric import Held, namespace_of
 from tare.engine.networks import Networks
@@ -45,7 +45,7 @@ from tare.model.spec import ContainerSpec
 from tare.model.state import State
 from tare.network import addresses
 from tare.network.firewall import Wanted
-from tare.network.values import Address, Endpoint, Port, Subnet, mac_of
+from tare.network.values import Endpoint, Port, mac_of
 
 if TYPE_CHECKING:
     from tare.engine.store import Store
@@ -62,6 +62,7 @@ class _Live:
 
     endpoints: dict[str, Endpoint] = field(default_factory=dict)  # by network
     ports: list[Held] = field(default_factory=list)
+    unrecorded: Record | None = None  # of one that the store does not know
 
 
 class Attachments:
@@ -72,8 +73,7 @@ class Attachments:
         self._networks = networks
         self._fabric = networks.fabric
         self._live: dict[str, _Live] = {}
-        self._used: dict[str, dict[Address, str]] = {}  # network -> address -> container
-        self._last: dict[tuple[str, int], Address] = {}
+        self._addresses = AddressBook(store)
         self._locks: dict[str, asyncio.Lock] = {}
         networks.members = self.members
         networks.wanting = self.wanting
@@ -230,12 +230,16 @@ class Attachments:
             record = changed(record, networks=tuple(places))
             if recorded:
                 record = self._store.put(record)
+            else:
+                live.unrecorded = record
             links = self._admit(record, live)
             self._write_files(record)
             await self.publish_names()
         except BaseException:
             self.release(record.id)
             raise
+        for _, network in found:
+            self._networks.tell(network, "connect", record.id)
         return record, links
 
     def _publisher(self, port: Port) -> str:
@@ -273,7 +277,7 @@ class Attachments:
             version = subnet.prefix.version
             if version in changes:
                 continue
-            address = self._allocate(record, network, subnet, *wanted[version])
+            address = self._addresses.take(record.id, network.id, subnet, *wanted[version])
             gateway = str(subnet.gateway) if subnet.gateway is not None else ""
             changes[version] = (str(address), subnet.prefix.prefixlen, gateway)
         v4, v6 = changes.get(4, ("", 0, "")), changes.get(6, ("", 0, ""))
@@ -289,47 +293,6 @@ class Attachments:
             names=name_table.names_of(record, wish, network),
             ports=(),
         )  # fmt: skip
-
-    def _allocate(
-        self, record: Record, network: NetworkRecord, subnet: Subnet, asked: str, before: str
-    ) -> Address:
-        used = self._used.setdefault(network.id, {})
-        if asked:
-            wanted = ip_address(asked)
-            holders = {address: self._called(one) for address, one in used.items()}
-            address = addresses.check_address(subnet, wanted, holders)
-        else:
-            reserved = self._reserved(network.id, record.id)
-            earlier = ip_address(before) if before else None
-            if (
-                earlier is not None
-                and earlier in (subnet.range or subnet.prefix)
-                and earlier not in used
-                and earlier not in reserved
-                and earlier != subnet.gateway
-            ):
-                address = earlier
-            else:
-                key = (network.id, subnet.prefix.version)
-                address = addresses.next_address(
-                    subnet, used.keys() | reserved, self._last.get(key)
-                )
-                self._last[key] = address
-        used[address] = record.id
-        return address
-
-    def _reserved(self, network: str, but: str) -> set[Address]:
-        """The addresses that other containers, running or not, have asked for by number."""
-        found: set[Address] = set()
-        for record in self._store.all():
-            for joined in record.networks if record.id != but else ():
-                if joined.network_id == network:
-                    found.update(ip_address(a) for a in (joined.wish.ipv4, joined.wish.ipv6) if a)
-        return found
-
-    def _called(self, identity: str) -> str:
-        record = self._store.find(identity)
-        return f"the container {record.name}" if record is not None else "a container"
 
     def _admit(self, record: Record, live: _Live) -> tuple[Interface, ...]:
         links = []
@@ -356,9 +319,7 @@ class Attachments:
     def release(self, identity: str) -> None:
         """Take back what a container holds; nothing happens when it holds nothing."""
         live = self._live.pop(identity, None)
-        for used in self._used.values():
-            for address in [a for a, holder in used.items() if holder == identity]:
-                del used[address]
+        self._addresses.give_back(identity)
         if live is None:
             return
         for endpoint in live.endpoints.values():
@@ -368,10 +329,15 @@ class Attachments:
 
     def ended(self, record: Record) -> None:
         """A container has ended: take back what it holds, and forget its names."""
-        if record.id not in self._live:
+        live = self._live.get(record.id)
+        if live is None:
             return
+        left = [self._networks.find(identity) for identity in live.endpoints]
         self.release(record.id)
         self._forget_names()
+        for network in left:
+            if network is not None:
+                self._networks.tell(network, "disconnect", record.id)
 
     def _dismiss(self, endpoint: Endpoint) -> None:
         try:
@@ -440,9 +406,7 @@ class Attachments:
         endpoint = live.endpoints.pop(network, None)
         if endpoint is not None:
             self._dismiss(endpoint)
-        used = self._used.get(network, {})
-        for address in [a for a, holder in used.items() if holder == identity]:
-            del used[address]
+        self._addresses.give_back(identity, network)
         record = self._store.find(identity)
         if record is None:
             return None
@@ -509,7 +473,8 @@ class Attachments:
 
     async def publish_names(self) -> None:
         """Have the name server answer by what is so now."""
-        running = [r for r in (self._store.find(one) for one in self._live) if r is not None]
+        found = (self._store.find(one) or live.unrecorded for one, live in self._live.items())
+        running = [record for record in found if record is not None]
         table = name_table.table(self._networks.all(), running, self._linked)
         await self._fabric.name(table)
 
@@ -563,9 +528,8 @@ class Attachments:
             if self._networks.find(joined.network_id) is None or not joined.endpoint_id:
                 continue
             live.endpoints[joined.network_id] = self._endpoint(record, joined)
-            used = self._used.setdefault(joined.network_id, {})
             for text in joined.addresses:
-                used[ip_address(text)] = record.id
+                self._addresses.hold(record.id, joined.network_id, ip_address(text))
             for port in live.endpoints[joined.network_id].ports:
                 try:
                     live.ports.append(self._fabric.hold(port))

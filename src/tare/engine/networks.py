@@ -75,6 +75,7 @@ class Networks:
         self.fabric = fabric
         self._by_name = {record.name: identity for identity, record in self._documents.items()}
         self._settled: set[str] = set()
+        self._removing: set[str] = set()
         self._lock = asyncio.Lock()
         self.members: Callable[[str], Sequence[tuple[str, str]]] = lambda _: ()
         """The running containers (id, name) in a network; `engine.attachments` says."""
@@ -204,6 +205,8 @@ class Networks:
 
     async def ready(self, record: NetworkRecord) -> None:
         """Make sure that the bridge of a network is there before the first one uses it."""
+        if record.id in self._removing:
+            raise MissingError(f"network {record.name} is being removed", exit_code=125)
         if record.id not in self._settled:
             async with self._lock:
                 if record.id not in self._settled:
@@ -326,8 +329,13 @@ class Networks:
                     f" ({names})",
                     hint=f"disconnect them first: tare network disconnect {record.name} NAME",
                 )
-            await self.fabric.remove(network_values.network(record))
-            self._forget(record)
+            # What starts from here on must not join it; what is starting has joined it already.
+            self._removing.add(record.id)
+            try:
+                await self.fabric.remove(network_values.network(record))
+                self._forget(record)
+            finally:
+                self._removing.discard(record.id)
         self._tell(record, "destroy")
 
     async def prune(self, filters: Mapping[str, Sequence[str]] | None = None) -> builtins.list[str]:
