@@ -26,6 +26,9 @@ from tare.model.ignore import IgnoreRules
 
 _CHUNK: Final = 1 << 20
 _CHECKED: Final = 64 << 20
+_SPARED: Final = 16 << 20
+_FILES_MOST: Final = 500_000
+_NAMES_MOST: Final = 128 << 20
 _EMPTY: Final = hashlib.sha256().hexdigest()
 
 
@@ -57,6 +60,7 @@ class Context:
         self._stored: dict[bytes, _Stored] = {b"": root}
         self._children: dict[bytes, dict[bytes, None]] = {b"": {}}
         self._identities = 0
+        self._names = 0
 
     def close(self) -> None:
         """Let go of the data."""
@@ -84,6 +88,7 @@ class Context:
             if entry.kind is Kind.DIR:
                 self._stored[b""] = _Stored(self._node(entry))
             return
+        self._account(path)
         self._make_parents(path.rpartition(b"/")[0])
         self._implied.discard(path)
         known = self._stored.get(path)
@@ -106,6 +111,15 @@ class Context:
         self._children[parent][name] = None
         if stored.node.kind is Kind.DIR:
             self._children[path] = {}
+
+    def _account(self, path: bytes) -> None:
+        """Bound the memory that a context takes: what is beyond that is a mistake or an attack."""
+        self._names += len(path)
+        if len(self._stored) > _FILES_MOST or self._names > _NAMES_MOST:
+            raise InvalidError(
+                f"the build context has more than {_FILES_MOST} files, or too long names",
+                hint="leave out what the build does not need: .dockerignore",
+            )
 
     def _make_parents(self, path: bytes) -> None:
         if path in self._children:
@@ -149,12 +163,12 @@ class Context:
         self._room -= len(data)
         if self._room < 0:
             status = os.fstatvfs(self._file)
-            if status.f_bavail * status.f_frsize < 2 * _CHECKED:
+            if status.f_bavail * status.f_frsize < len(data) + _SPARED:
                 raise FailedError(
                     "no space left on the device that holds the build context",
                     hint="tare builder prune frees what builds keep",
                 )
-            self._room = _CHECKED - len(data)
+            self._room = min(_CHECKED, status.f_bavail * status.f_frsize // 2) - len(data)
         view = memoryview(data)
         while view:
             try:

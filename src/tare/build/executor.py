@@ -443,9 +443,9 @@ class Builder:
     async def _import(self, name: str) -> None:
         """Take the steps that an image's history tells: what ``--cache-from`` trusts."""
         try:
-            image = self.host.store.get(name)
-        except MissingError:
-            self.tell(Note(f"no cache from {name}: there is no such image here"))
+            image = await self.host.image(name, pull=False, note=lambda text: self.tell(Note(text)))
+        except TareError as error:
+            self.tell(Note(f"no cache from {name}: {error}"))
             return
         self._keep_layers(image)
         self._imported.update(steps_of(image.config))

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 HOSTNAME: Final = "buildkitsandbox"
 HOST_NETWORK: Final = "network.host"
+_LOG_MOST: Final = 2 << 20
 
 
 @dataclass(slots=True)
@@ -67,8 +68,17 @@ async def run(stage: StageRun, instruction: Run, written: Instruction) -> None:
     sources = await mounted_for(stage, instruction.mounts)
     parts = {**_parts(stage, wish), **sources.parts}
 
+    told = 0
+
     def listen(stream: int, data: bytes) -> None:
-        builder.tell(Output(step, stream, data))
+        # Whoever watches may be slower than the program that talks: what waits is bounded.
+        nonlocal told
+        if told <= _LOG_MOST < told + len(data):
+            data = data[: _LOG_MOST - told] + b"\n[output clipped, log limit 2MiB reached]\n"
+            told = _LOG_MOST
+        if told <= _LOG_MOST:
+            builder.tell(Output(step, stream, data))
+        told += len(data)
 
     async def make() -> Digest | None:
         async with builder.crowd:
