@@ -66,6 +66,16 @@ def test_a_daemon_that_dies_is_reported_with_its_last_words(interpreter: Path) -
     assert "no such kernel feature" in caught.value.hint
 
 
+def test_a_daemon_that_takes_its_socket_and_dies_is_reported_too(interpreter: Path) -> None:
+    dying = _SERVER.partition("while True:")[0] + "server.accept()\nprint('bad config')\nexit(4)\n"
+    _is(interpreter, f"#!{sys.executable}\n{dying}".replace("import os,", "import os, sys,"))
+
+    with pytest.raises(FailedError, match=r"ended at once \(exit code 4\)") as caught:
+        Daemon().connect()
+
+    assert "bad config" in caught.value.hint
+
+
 def test_a_daemon_that_says_nothing_is_reported_too(interpreter: Path) -> None:
     _is(interpreter, "#!/bin/sh\nexit 1\n")
 

@@ -78,6 +78,7 @@ def start(path: str) -> None:
 
 
 def _wait(path: str, pid: int, log: str, began: int) -> None:
+    """Until the daemon on *path* answers; FailedError with the end of its log if it does not."""
     deadline = time.monotonic() + _WAIT_SECONDS
     pidfd = os.pidfd_open(pid)
     ended, code = False, -1
@@ -86,14 +87,12 @@ def _wait(path: str, pid: int, log: str, began: int) -> None:
         poller.register(pidfd, select.POLLIN)
         pause = 5
         while True:
-            try:
-                Connection(path).close()
+            # Its end is waited for, its readiness is polled: the socket may be made by a
+            # daemon that somebody else started in the same moment.
+            if _answers(path, pidfd if code < 0 else -1, deadline):
                 return
-            except OSError:
-                # Its end is waited for, its readiness is polled: the socket may be made by a
-                # daemon that somebody else started in the same moment.
-                if ended or time.monotonic() > deadline:
-                    break
+            if ended or time.monotonic() > deadline:
+                break
             ended = code < 0 and bool(poller.poll(pause))
             if ended:
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF
@@ -107,6 +106,27 @@ def _wait(path: str, pid: int, log: str, began: int) -> None:
         sentence = f"the daemon did not answer within {_WAIT_SECONDS:.0f} seconds"
         raise FailedError(sentence, hint=_tail(log, began))
     raise FailedError(f"the daemon ended at once (exit code {code})", hint=_tail(log, began))
+
+
+def _answers(path: str, pidfd: int, deadline: float) -> bool:
+    """Whether a ping is answered: a daemon may end between taking its socket and serving it."""
+    try:
+        connection = Connection(path)
+    except OSError:
+        return False
+    try:
+        connection.socket.send(b"GET /_ping HTTP/1.1\r\nHost: tare\r\nConnection: close\r\n\r\n")
+        poller = select.poll()
+        poller.register(connection.fileno(), select.POLLIN)
+        if pidfd >= 0:
+            poller.register(pidfd, select.POLLIN)
+        poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        connection.socket.setblocking(False)
+        return bool(connection.some())
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 def _tail(log: str, began: int) -> str:
