@@ -611,3 +611,41 @@ def test_redis_keeps_its_data_over_replacement_kill_9_and_a_restore(
     assert killed == "second"
     assert restored == ("first", "second")
     assert _ask(engine, "r4", "GET", "three") == ""
+
+
+# --- cp -----------------------------------------------------------------------------------------
+
+
+def test_cp_reaches_the_volume_of_a_container_that_does_not_run(
+    engine: Engine, tmp_path: Path
+) -> None:
+    (tmp_path / "in").write_text("copied")
+    engine.out("create", "--name", "still", "--network", "none", "-v", "db:/data", "stocked")
+
+    engine.out("cp", str(tmp_path / "in"), "still:/data/sub/in")
+    engine.out("cp", "still:/data", str(tmp_path / "out"))
+    seen = run(engine, "-v", "db:/d", "stocked", "stat", "-c", "%u %n", "/d/sub/in")
+
+    assert seen == "0 /d/sub/in"
+    assert (tmp_path / "out/sub/in").read_text() == "copied"
+    assert (tmp_path / "out/hello").read_text() == "hi"
+
+
+@pytest.mark.attack("A22")
+def test_cp_through_a_volumes_links_stays_inside(
+    engine: Engine, host_canary: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").write_text("evil")
+    run(engine, "-v", "db:/v", "stocked", "sh", "-c", f"ln -s {host_canary} /v/file; ln -s / /v/up")
+    engine.out(
+        "create", "--name", "still", "--network", "none", "-v", "db:/v",
+        "--mount", "type=volume,src=db,dst=/data,volume-subpath=up", "stocked",
+    )  # fmt: skip
+    before = host_canary.read_bytes()
+
+    engine.tare("cp", str(tmp_path / "in"), "still:/v/file")
+    engine.tare("cp", str(tmp_path / "in"), f"still:/data{host_canary}")
+    engine.tare("cp", f"still:/data{host_canary}", str(tmp_path / "out"))
+
+    assert host_canary.read_bytes() == before
+    assert not (tmp_path / "out").exists()

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, BinaryIO
 from tare.engine.core import only_container
 from tare.engine.observing import Observing
 from tare.engine.transfer import consumed, produced
-from tare.errors import ConflictError, DeniedError, MissingError
+from tare.errors import ConflictError, DeniedError, MissingError, UnsupportedError
 from tare.kernel import process
 from tare.model.record import PathStat, Record
+from tare.model.spec import MountKind
 from tare.model.state import State
 from tare.run import rootfs
 from tare.run.sandbox import Root
@@ -108,7 +109,7 @@ class Copying(Observing):
         from tare.engine import archives
 
         record = self._store.get(ref)
-        with await self._root(record) as root:
+        async with self._whole(record) as root:
             return await asyncio.to_thread(archives.find, root.fileno(), path)
 
     async def archive_get(
@@ -142,7 +143,7 @@ class Copying(Observing):
         record = self._store.get(ref)
         if record.spec.read_only and record.alive:
             raise DeniedError("container rootfs is marked read-only")
-        with await self._root(record) as root:
+        async with self._whole(record) as root:
             await consumed(
                 source,
                 lambda file: archives.unpack(
@@ -161,13 +162,42 @@ class Copying(Observing):
     ) -> AsyncGenerator[bytes, None]:
         from tare.engine import archives
 
-        with await self._root(record) as root:
+        # An export is of the container's own files: what is mounted there is not among them.
+        async with self._whole(record, alone=one_mount) as root:
             async for chunk in produced(
                 lambda file: archives.write(
                     root.fileno(), path, file, block=_block(record), one_mount=one_mount
                 )
             ):
                 yield chunk
+
+    @contextlib.asynccontextmanager
+    async def _whole(self, record: Record, *, alone: bool = False) -> AsyncIterator[Descriptor]:
+        """Its file system with its volumes and binds, as it is when it runs; or without them."""
+        with await self._root(record) as root:
+            bare = record.alive or alone
+            mounts = [] if bare else [m for m in record.spec.mounts if m.source]
+            if not mounts:
+                yield root
+                return
+            async with contextlib.AsyncExitStack() as held:
+                wanted = []
+                for one in sorted(mounts, key=lambda m: m.target.count("/")):
+                    source = one.source
+                    if one.kind is MountKind.VOLUME:
+                        with contextlib.suppress(MissingError):
+                            volumes = self._core.volumes
+                            source = await held.enter_async_context(volumes.shown(source))
+                    wanted.append(rootfs.Shown(source, one.subpath, one.target, one.read_only))
+                try:
+                    await asyncio.to_thread(rootfs.show, root.fileno(), wanted, _block(record))
+                except OSError as error:
+                    raise UnsupportedError(
+                        f"the volumes of {record.name} cannot be shown while it does not run:"
+                        f" {error.strerror}",
+                        hint="start it first (Linux 6.15 and later need no start)",
+                    ) from error
+                yield root
 
     async def _root(self, record: Record) -> Descriptor:
         """The container's file system: the live one, or a mount made for us alone."""

@@ -31,7 +31,7 @@ from tare.errors import (
 )
 from tare.kernel import cgroup, files, mount, process
 from tare.kernel.interfaces import Attacher, Interface, Prepared
-from tare.run import devices, handover, init, rootfs, spares
+from tare.run import devices, handover, init, rootfs, spares, uplink
 from tare.run.sandbox import Bind, Sandbox
 from tare.run.spares import Spare, Spares
 from tare.run.stock import Stock
@@ -170,7 +170,8 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 def remove_run_directory(path: str) -> None:
     """Delete a container's run directory; its few files have fixed names."""
-    for name in ("stdout", "stderr", "exit", "exit.new", "keeper.json"):
+    uplink.end(path)
+    for name in ("stdout", "stderr", "exit", "exit.new", "keeper.json", *uplink.FILES):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{path}/{name}")
     with contextlib.suppress(OSError):
@@ -271,6 +272,8 @@ def _link(work: Launch, context: Context, prepared: Prepared | None) -> None:
     # Kept too until the exit is reported, see `_launch`.
     work.kept.append(namespace)
     for plain in work.sandbox["interfaces"]:
+        if plain["kind"] == uplink.USER:
+            continue  # see _hand_over_root
         if context.attacher is None:
             context.attacher = Attacher()
         try:
@@ -352,6 +355,9 @@ def _hand_over_root(
         tree = clone_bind(wanted, user_namespace, work.warnings)
         trees.append(tree)
         closing.callback(os.close, tree)
+    for plain in sandbox["interfaces"]:
+        if plain["kind"] == uplink.USER:  # its program enters the user namespace: ids mapped
+            uplink.begin(Interface.of(plain), work.pid, sandbox["run_dir"])
     _send(work.control, trees)
 
 
@@ -624,7 +630,7 @@ def clone_bind(wanted: Bind, user_namespace: int, warnings: list[str]) -> int:
     if "process" in wanted:
         return _borrow(wanted["process"], source)
     try:
-        tree = _source(wanted)
+        tree = rootfs.clone_below(source, wanted.get("subpath", ""), recursive=wanted["recursive"])
     except FileNotFoundError:
         if "volume" in wanted:
             what = f"subpath {wanted['subpath']!r} of " if "subpath" in wanted else ""
@@ -653,24 +659,6 @@ def clone_bind(wanted: Bind, user_namespace: int, warnings: list[str]) -> int:
         os.close(tree)
         raise
     return tree
-
-
-def _source(wanted: Bind) -> int:
-    """The tree itself. A subpath is followed inside the volume, whatever links say."""
-    source, recursive = wanted["source"], wanted["recursive"]
-    if "subpath" not in wanted:
-        return mount.clone_tree(source, recursive=recursive, follow=True)
-    root = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        below = files.open_in_root(root, wanted["subpath"], os.O_PATH)
-    except NotADirectoryError as error:
-        raise FileNotFoundError(str(error)) from error
-    finally:
-        os.close(root)
-    try:
-        return mount.clone_tree_at(below, recursive=recursive)
-    finally:
-        os.close(below)
 
 
 def _borrow(pid: int, path: str) -> int:

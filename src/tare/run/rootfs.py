@@ -14,10 +14,10 @@ import errno
 import os
 import signal
 from collections import OrderedDict
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
 
-from tare.kernel import mount, process
+from tare.kernel import files, mount, process
 from tare.run.sandbox import Root
 
 _KEPT_LAYERS: Final = 512
@@ -220,6 +220,61 @@ def mounted(root: Root, block: tuple[int, int] | None, *, user_xattr: bool = Fal
     finally:
         for lower in lowers:
             os.close(lower)
+
+
+class Shown(NamedTuple):
+    """A directory or file of the host, and where a container that does not run has it."""
+
+    source: str
+    subpath: str  # below it; links lead nowhere else
+    target: str
+    read_only: bool
+
+
+def clone_below(source: str, subpath: str, *, recursive: bool = False) -> int:
+    """A detached clone of *source*, or of *subpath* in it: followed inside, whatever links say."""
+    if not subpath:
+        return mount.clone_tree(source, recursive=recursive, follow=True)
+    root = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        below = files.open_in_root(root, subpath, os.O_PATH)
+    except NotADirectoryError as error:
+        raise FileNotFoundError(str(error)) from error
+    finally:
+        os.close(root)
+    try:
+        return mount.clone_tree_at(below, recursive=recursive)
+    finally:
+        os.close(below)
+
+
+def show(root: int, wanted: Iterable[Shown], block: tuple[int, int] | None) -> None:
+    """Attach what a stopped container has mounted to its detached *root*, ids shifted likewise.
+
+    What is not there, on either side, is left out. OSError (EINVAL) before Linux 6.15, which
+    mounts nothing on a detached mount.
+    """
+    with contextlib.ExitStack() as closing:
+        namespace = -1
+        for one in wanted:
+            try:
+                target = files.open_in_root(root, one.target, os.O_PATH)
+            except OSError:
+                continue
+            closing.callback(os.close, target)
+            try:
+                tree = clone_below(one.source, one.subpath)
+            except FileNotFoundError:
+                continue
+            closing.callback(os.close, tree)
+            attributes = mount.NODEV | (mount.RDONLY if one.read_only else 0)
+            mount.set_attributes(tree, attributes, propagation=mount.MS_PRIVATE)
+            if block is not None:
+                if namespace < 0:
+                    namespace = closing.enter_context(id_namespace(block))
+                with contextlib.suppress(OSError):  # a file system that cannot: nobody's files
+                    mount.map_ids(tree, namespace)
+            mount.attach_at(tree, target, subject=one.target)
 
 
 def mounted_image(layers: list[str]) -> int:
