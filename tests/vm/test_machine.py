@@ -126,7 +126,14 @@ def test_qemu_s_own_memory_is_not_taken_from_the_guest_s() -> None:
         ({"resources": Resources(pids=10)}, "--pids-limit"),
         ({"resources": Resources(oom_kill_disable=True)}, "--oom-kill-disable"),
         ({"security": Security(seccomp="{}")}, "--security-opt seccomp"),
-        ({"mounts": (Mount(kind=MountKind.BIND, source="/srv", target="/a"),)}, "/srv for /a"),
+        (
+            {
+                "mounts": (
+                    Mount(kind=MountKind.BIND, source="/srv", target="/a", propagation="rshared"),
+                )
+            },
+            "/srv for /a",
+        ),
     ],
 )
 def test_what_a_machine_does_not_have_is_refused_by_name(

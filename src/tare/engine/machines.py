@@ -87,6 +87,8 @@ class Machines(Sandboxes):
         try:
             # The links are ours to make: the sandbox itself has none.
             started = await super().start(dataclasses.replace(request, interfaces=()))
+            if self._shares(request):
+                await self._serve_files(record, started)
             telling = asyncio.create_task(_visit(door, links))
             try:
                 await asyncio.wait((telling, ended), return_when=asyncio.FIRST_COMPLETED)
@@ -183,6 +185,33 @@ class Machines(Sandboxes):
             tsc_khz=self.kernels.tsc_khz(),
         )
 
+    async def _serve_files(self, record: Record, started: Started) -> None:
+        """Start the file server in the machine's sandbox; it ends with the machine."""
+        walls, process = machine.file_server(record.spec)
+        place = self._place(Request(record, ()))
+        wanted = plan_exec(walls, ExecSpec(process=process), place, self._host)
+        wanted["exec_id"] = f"files-{record.id[:12]}"
+        wanted["pid"], wanted["start_time"] = started.pid, started.start_time
+        null = [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(3)]
+        execed = await self._connected().exec(wanted, (null[0], null[1], null[2]))
+        os.close(execed.pidfd)
+
+    def _shares(self, request: Request) -> list[machine.Share]:
+        """The binds and volumes; UnsupportedError for what is neither a file nor a directory."""
+        found = []
+        for share in machine.shares_of(request.record.spec, self._own_plan(request)):
+            source = Path(share.bind["source"])
+            if source.exists() and not source.is_dir():
+                if not source.is_file():
+                    raise UnsupportedError(
+                        f"{source} cannot be shared with a virtual machine: it is neither a file"
+                        " nor a directory",
+                        hint="a socket or device of the host is of no use to another kernel",
+                    )
+                share = dataclasses.replace(share, name="file")
+            found.append(share)
+        return found
+
     def _links(self, request: Request, closing: contextlib.ExitStack) -> list[int]:
         """Descriptors of tap devices, ports of the bridges as a container's links are."""
         if self._attacher is None:
@@ -220,6 +249,7 @@ class Machines(Sandboxes):
             inner["operations"],
             self._files(request),
             links=request.interfaces,
+            shares=self._shares(request),
             layers=len(own.layers),
             entropy=secrets.token_bytes(64),
             now_ns=time.time_ns(),
@@ -265,6 +295,7 @@ class Machines(Sandboxes):
         sandbox = plan(spec, place, self._host)
         sandbox["root"]["upper"] = f"{directory}/over"
         sandbox["root"]["work"] = f"{directory}/work"
+        machine.add_shares(sandbox, self._shares(request))
         return sandbox
 
     def _program(self, record: Record, instance: ExecRecord) -> ExecPlan:

@@ -35,7 +35,7 @@ from tare.model.spec import (
     Security,
     SecurityProfile,
 )
-from tare.run.sandbox import Operation, Process
+from tare.run.sandbox import Bind, Operation, Process, Sandbox
 from tare.vm.protocol import MachineFlag, ProgramFlag, Setting, ToGuest, Wish, field, frame
 
 QEMU: Final = "/usr/bin/qemu-system-x86_64"
@@ -44,6 +44,7 @@ PYTHON_PATH: Final = "/tare"
 DIRECTORY: Final = "/machine"
 DEFAULT_MEMORY: Final = 512 << 20
 LEAST_MEMORY: Final = 128 << 20
+MOST_SHARES: Final = 60
 MOST_LAYERS: Final = 18
 """A microvm has 24 places for devices; other devices take up to six."""
 _OVERHEAD: Final = 160 << 20
@@ -75,6 +76,18 @@ class Disks:
     upper: str
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A bind or volume: what the host gives, and where it is in the guest.
+
+    *name* is empty for a directory; a file is shared as that name in an empty one.
+    """
+
+    target: str
+    bind: Bind
+    name: str = ""
+
+
 def check(spec: ContainerSpec, layers: int, links: Sequence[Interface] = ()) -> None:
     """UnsupportedError naming the first thing asked for that a machine does not have (yet)."""
     names, resources, security = spec.namespaces, spec.resources, spec.security
@@ -103,11 +116,11 @@ def check(spec: ContainerSpec, layers: int, links: Sequence[Interface] = ()) -> 
                 hint="leave it out, or run a container (without --vm)",
             )
     for wanted in spec.mounts:
-        if wanted.kind is not MountKind.TMPFS:
+        if wanted.propagation not in ("rprivate", "private"):
             raise UnsupportedError(
-                f"{wanted.source or 'a volume'} for {wanted.target}: virtual machines have no"
-                f" {wanted.kind.value}s yet",
-                hint="--tmpfs works; or run a container (without --vm)",
+                f"{wanted.source} for {wanted.target}: a virtual machine shares no mounts with the"
+                f" host ({wanted.propagation})",
+                hint="leave the propagation out",
             )
     if layers > MOST_LAYERS:
         raise UnsupportedError(
@@ -230,6 +243,7 @@ def beginning(
     files: Mapping[str, bytes],
     *,
     links: Sequence[Interface] = (),
+    shares: Sequence[Share] = (),
     layers: int,
     entropy: bytes,
     now_ns: int,
@@ -252,6 +266,13 @@ def beginning(
     ]
     if spec.domainname:
         settings.append(field(Setting.DOMAIN, spec.domainname))
+    settings += [
+        field(
+            Setting.SHARE,
+            "\0".join((str(n), one.target, one.name, "ro" if one.bind["read_only"] else "rw")),
+        )
+        for n, one in enumerate(shares)
+    ]
     settings += [field(Setting.NETWORK, _network(link)) for link in links]
     settings += [
         field(Setting.SYSCTL, f"{name}\0{value}") for name, value in _sysctls(spec, operations)
@@ -378,6 +399,50 @@ def _resources(spec: ContainerSpec) -> Resources:
         memory_swap=None,
         pids=None,
     )
+
+
+def add_shares(sandbox: Sandbox, shares: Sequence[Share]) -> None:
+    """Have *sandbox* mount what its file server (vm.sharing) is to give to the guest."""
+    operations = sandbox["operations"]
+    at = next(
+        (n for n, one in enumerate(operations) if one["op"] in ("console", "readonly", "mask")),
+        len(operations),
+    )
+    for number, share in enumerate(shares):
+        target = f"/shares/{number}" + (f"/{share.name}" if share.name else "")
+        index = len(sandbox["binds"])
+        sandbox["binds"].append(share.bind)
+        operations.insert(at + number, Operation(op="bind", target=target, index=index))
+
+
+def shares_of(spec: ContainerSpec, planned: Sandbox) -> list[Share]:
+    """The binds and volumes of *spec*, as they are *planned* for a container."""
+    wanted = {m.target for m in spec.mounts if m.kind is not MountKind.TMPFS}
+    found = []
+    for operation in planned["operations"]:
+        if operation["op"] == "bind" and operation["target"] in wanted:
+            found.append(Share(operation["target"], planned["binds"][operation["index"]]))
+    if len(found) > MOST_SHARES:
+        raise UnsupportedError(
+            f"a virtual machine has at most {MOST_SHARES} binds and volumes, not {len(found)}"
+        )
+    return found
+
+
+def file_server(spec: ContainerSpec) -> tuple[ContainerSpec, ProcessSpec]:
+    """The walls around a machine's file server, and its command.
+
+    It makes files of all the machine's ids, so it has what that needs, among those ids only.
+    """
+    walls = Security(
+        cap_drop=("ALL",),
+        cap_add=("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID"),
+        no_new_privileges=True,
+    )
+    process = ProcessSpec(
+        args=(PYTHON, "-I", "-S", "-X", "utf8", "-c", _BOOT, "files"), user="0", cwd="/"
+    )
+    return dataclasses.replace(bare(spec), security=walls), process
 
 
 def _bind(source: str, target: str, *, read_only: bool) -> Mount:

@@ -42,6 +42,7 @@ class ToGuest(IntEnum):
     CLOCK = 7
     STOP = 8
     LIST = 9
+    FILES = 10  # an answer to FILES; the channel is the share's number
 
 
 class ToHost(IntEnum):
@@ -56,6 +57,7 @@ class ToHost(IntEnum):
     EXITED = 7
     BROKEN = 8
     LISTED = 9
+    FILES = 10  # a request of FUSE; the channel is the share's number
 
 
 class Setting(IntEnum):
@@ -73,6 +75,7 @@ class Setting(IntEnum):
     TMPFS = 10
     NETWORK = 11
     DISK = 12
+    SHARE = 13
 
 
 class MachineFlag(IntFlag):

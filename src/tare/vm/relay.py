@@ -50,6 +50,7 @@ _BOOT_PATIENCE: Final = 180.0
 _KILL_PATIENCE: Final = 5.0
 _TAIL: Final = 8192
 _MOST_LINKS: Final = 16
+_MOST_UNSERVED: Final = 256
 _MOST_WAITING: Final = 1 << 20
 _NOT_PASSED_ON: Final = frozenset(
     (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGWINCH, signal.SIGPIPE, KILL, FREEZE)
@@ -323,6 +324,8 @@ class Machine:
         self._code: int | None = None
         self._failure = ""
         self._starting = True
+        self._files: Link | None = None
+        self._unserved: list[bytes] = []
         port, theirs = socket.socketpair()
         self._link = Link(self._loop, port, Decoder(ToHost), self._heard, self._fail)
         self._standard = Standard(self._loop, self._link.send, tty=tty, stdin=stdin)
@@ -352,6 +355,9 @@ class Machine:
             busy = self._link.waiting > _MOST_WAITING
             for guest in self._guests.values():
                 guest.link.hold(held=busy)
+            if self._files is not None:
+                self._files.hold(held=busy)
+                self._link.hold(held=self._files.waiting > _MOST_WAITING)
         # All that the guest wrote is on its disks: it says EXITED only then.
         os.kill(self._qemu, signal.SIGKILL)
         os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
@@ -448,6 +454,8 @@ class Machine:
                 pass
             case ToHost.BROKEN:
                 self._fail(said.payload.decode("utf-8", "replace")[:400])
+            case ToHost.FILES:
+                self._of_files(said)
             case _ if said.channel == 0:
                 self._of_first(said)
             case _:
@@ -480,6 +488,22 @@ class Machine:
         if said.type in (ToHost.EXITED, ToHost.FAILED, ToHost.LISTED):
             del self._guests[said.channel]
 
+    def _of_files(self, said: Frame) -> None:
+        """A request for files of a share, to who serves them; the first wait for it to come."""
+        again = protocol.frame(said.type, said.payload, channel=said.channel)
+        if self._files is not None:
+            self._files.send(again)
+        elif len(self._unserved) < _MOST_UNSERVED:
+            self._unserved.append(again)
+        else:
+            raise ProtocolError("too many requests for files")
+
+    def _serves_files(self, link: Link) -> None:
+        if self._files is None:
+            self._files = link
+            link.send(b"".join(self._unserved))
+            self._unserved.clear()
+
     # --- execs --------------------------------------------------------------------------------
 
     def _listen(self) -> None:
@@ -503,13 +527,21 @@ class Machine:
         channel, self._next = self._next, self._next + 1
 
         def heard(said: Frame) -> None:
+            if said.type == ToGuest.FILES:
+                self._guests.pop(channel, None)
+                self._serves_files(link)
+                if said.payload:
+                    self._link.send(protocol.frame(said.type, said.payload, channel=said.channel))
+                return
             if said.type == ToGuest.GRANT:
                 guest.windows.grant(said.stream, said.number())
             again = protocol.frame(said.type, said.payload, channel=channel, stream=said.stream)
             self._link.send(again)
 
         def ended(_: str) -> None:
-            if self._guests.pop(channel, None) is not None:
+            if self._files is link:
+                self._fail("the server of its files ended")
+            elif self._guests.pop(channel, None) is not None:
                 self._link.send(protocol.numbered(ToGuest.SIGNAL, signal.SIGKILL, channel=channel))
 
         link = Link(self._loop, connection, Decoder(ToGuest, 16 << 20), heard, ended)
@@ -643,9 +675,13 @@ def execute(wish: bytes, *, tty: bool, stdin: bool) -> int:
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """``machine``, or ``exec FLAGS BASE64``."""
+    """``machine``, ``files``, or ``exec FLAGS BASE64``."""
     if arguments[0] == "machine":
         code = machine()
+    elif arguments[0] == "files":
+        from tare.vm import sharing
+
+        code = sharing.serve(CONTROL)
     else:
         flags = protocol.ProgramFlag(int(arguments[1]))
         code = execute(

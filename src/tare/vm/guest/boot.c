@@ -175,6 +175,32 @@ static const char *mount_disk(struct field *field)
     return NULL;
 }
 
+int shares[MOST_SHARES] = {[0 ... MOST_SHARES - 1] = -1};
+
+/* "NUMBER\0TARGET\0NAME\0ro": a directory of the host, asked for through our own loop. */
+const char *mount_share(struct field *field)
+{
+    const char *target = field->value + strlen(field->value) + 1;
+    const char *name = target + strlen(target) + 1, *mode = name + strlen(name) + 1;
+    unsigned number = (unsigned)atoi(field->value);
+    unsigned long flags = MS_NODEV | (strcmp(mode, "ro") == 0 ? MS_RDONLY : 0);
+    char path[64], options[128];
+    if (number >= MOST_SHARES)
+        return "too many binds and volumes";
+    load_later("fuse", NULL);
+    shares[number] = open("/dev/fuse", O_RDWR | O_NONBLOCK | O_CLOEXEC);
+    if (shares[number] < 0)
+        return sentence("cannot share %s: %s", target, strerror(errno));
+    mkdir("/shares", 0755);
+    snprintf(path, sizeof path, "/shares/%u", number);
+    mkdir(path, 0755);
+    snprintf(options, sizeof options, "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,"
+             "default_permissions,max_read=65536", shares[number]);
+    if (mount("tare", path, "fuse", flags, options))
+        return sentence("cannot share %s: %s", target, strerror(errno));
+    return NULL;
+}
+
 static const char *apply(struct field *field, unsigned *layers)
 {
     switch (field->key) {
@@ -185,6 +211,7 @@ static const char *apply(struct field *field, unsigned *layers)
     case C_ENTROPY: add_entropy(field); return NULL;
     case C_NETWORK: return set_network(field);
     case C_DISK: return mount_disk(field);
+    case C_SHARE: return mount_share(field);
     case C_HOSTNAME: sethostname(field->value, field->length); return NULL;
     case C_DOMAIN: setdomainname(field->value, field->length); return NULL;
     default: return NULL;  /* of the first program's mounts: see program.c */
@@ -214,6 +241,9 @@ const char *assemble(uint8_t *payload, size_t length)
 /* What was written is on the disks when this returns. */
 void settle_disks(void)
 {
+    int upper = open("/upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    /* Not sync(2): that would wait for the shares, which are asked for through our own loop. */
     if (!(machine.flags & VOLATILE))
-        sync();
+        syncfs(upper);
+    close(upper);
 }

@@ -12,10 +12,10 @@
 enum { PROTOCOL = 1, HEADER = 12, MAXIMUM = 1 << 17, CHUNK = 1 << 15, WINDOW = 1 << 18 };
 
 enum to_guest {
-    CONFIGURE = 1, START, INPUT, GRANT, SIGNAL, RESIZE, CLOCK, STOP, LIST, THAW
+    CONFIGURE = 1, START, INPUT, GRANT, SIGNAL, RESIZE, CLOCK, STOP, LIST, FILES_ANSWER
 };
 enum to_host {
-    HELLO = 1, READY, STARTED, FAILED, OUTPUT, CREDIT, EXITED, BROKEN, LISTED
+    HELLO = 1, READY, STARTED, FAILED, OUTPUT, CREDIT, EXITED, BROKEN, LISTED, FILES
 };
 
 /* Fields of CONFIGURE */
@@ -83,6 +83,11 @@ void run_more(struct program *program, int report, int stdio[3]) __attribute__((
 /* For the child: tells what went wrong on its report socket and ends. */
 void refuse(int report, int code, const char *format, ...)
     __attribute__((noreturn, format(printf, 3, 4)));
+
+/* The shares: their FUSE descriptors, by number; -1 where there is none. */
+enum { MOST_SHARES = 64 };
+extern int shares[MOST_SHARES];
+const char *mount_share(struct field *field);
 
 int write_file(const char *path, const char *content, size_t length);
 char *sentence(const char *format, ...) __attribute__((format(printf, 1, 2)));

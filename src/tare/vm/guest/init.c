@@ -367,6 +367,17 @@ static void power_off(void)
     reboot(RB_POWER_OFF);
 }
 
+/* A request of the kernel's for files of a share: passed on as it is. */
+static void ask_files(int number)
+{
+    static uint8_t request[MAXIMUM];
+    ssize_t length = read(shares[number], request, sizeof request);
+    if (length > 0)
+        frame(FILES, 0, (uint32_t)number, request, (size_t)length);
+    else if (length < 0 && errno != EAGAIN && errno != EINTR)
+        close_one(&shares[number]);
+}
+
 static void handle(int type, int stream, uint32_t channel, uint8_t *payload, size_t length)
 {
     struct running *one = find(channel);
@@ -400,6 +411,10 @@ static void handle(int type, int stream, uint32_t channel, uint8_t *payload, siz
         }
         break;
     case LIST: list_processes(channel); break;
+    case FILES_ANSWER:
+        if (channel < MOST_SHARES && shares[channel] >= 0
+            && write(shares[channel], payload, length) < 0) { /* who asked was killed meanwhile */ }
+        break;
     case STOP: power_off(); break;
     }
 }
@@ -433,6 +448,11 @@ static nfds_t interests(struct pollfd *polled, int *owner)
 {
     nfds_t count = 0;
     int room = outgoing.length < (1 << 18);
+    for (int i = 0; i < MOST_SHARES; i++)
+        if (shares[i] >= 0 && room) {
+            owner[count] = -1 - i;
+            polled[count++] = (struct pollfd){shares[i], POLLIN, 0};
+        }
     for (int i = 0; i < MOST; i++) {
         struct running *one = &all[i];
         if (!one->used)
@@ -456,8 +476,8 @@ static nfds_t interests(struct pollfd *polled, int *owner)
 
 static void turn(int signals)
 {
-    static struct pollfd polled[MOST * 4 + 2];
-    static int owner[MOST * 4];
+    static struct pollfd polled[MOST * 4 + MOST_SHARES + 2];
+    static int owner[MOST * 4 + MOST_SHARES];
     nfds_t count = interests(polled, owner);
     short wanted = POLLIN | (outgoing.length ? POLLOUT : 0);
     polled[count] = (struct pollfd){port, wanted, 0};
@@ -472,8 +492,10 @@ static void turn(int signals)
     if (polled[count].revents & POLLIN)
         receive();
     for (nfds_t i = 0; i < count; i++) {
-        struct running *one = &all[owner[i]];
-        if (!polled[i].revents || !one->used)
+        struct running *one = owner[i] < 0 ? NULL : &all[owner[i]];
+        if (one == NULL && polled[i].revents)
+            ask_files(-1 - owner[i]);
+        if (one == NULL || !polled[i].revents || !one->used)
             continue;
         if (polled[i].fd == one->report)
             hear(one);

@@ -185,6 +185,15 @@ static void set_sysctl(int report, struct field *field)
         refuse(report, CANNOT_SET_UP, "cannot set sysctl %s: %s", field->value, strerror(errno));
 }
 
+static void place_share(int report, struct field *field)
+{
+    const char *path = field->value + strlen(field->value) + 1, *name = path + strlen(path) + 1;
+    char source[300];
+    snprintf(source, sizeof source, "/shares/%s%s%s", field->value, *name ? "/" : "", name);
+    if (mount(source, target_of(report, path, !*name), NULL, MS_BIND, NULL))
+        refuse(report, CANNOT_SET_UP, "cannot mount %s: %s", path, strerror(errno));
+}
+
 static void place_mounts(int report)
 {
     uint8_t *at = machine.payload, *end = at + machine.length;
@@ -197,6 +206,8 @@ static void place_mounts(int report)
             place_tmpfs(report, &field);
         else if (field.key == C_SYSCTL)
             set_sysctl(report, &field);
+        else if (field.key == C_SHARE)
+            place_share(report, &field);
         else if (field.key == C_DISK)
             place_disk(report, &field);
     }
