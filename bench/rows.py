@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import building
 import pulling
 from engines import IMAGE, BenchError, Engine
 from peers import Runtime
@@ -301,6 +302,17 @@ def _pull_row(how: str) -> Row:
     return Row(name, title, "s", 3, subjects, bounds)
 
 
+def _build_row(*, cold: bool) -> Row:
+    def subjects(stage: Stage) -> contextlib.AbstractContextManager[dict[str, Once]]:
+        return building.builds(stage.directory, stage.engines, cold=cold)
+
+    if cold:
+        return Row("build-cold", "build of 10 steps, nothing cached", "ms", 5, subjects,
+                   (Bound("buildx", 1 / 3), Bound("docker", 1 / 6)))  # fmt: skip
+    bounds = (Bound("buildx", 1 / 4), Bound("docker", 1))
+    return Row("build-cached", "build of 10 steps, all cached", "ms", 15, subjects, bounds)
+
+
 def _company_row(action: str, title: str) -> Row:
     def subjects(stage: Stage) -> contextlib.AbstractContextManager[dict[str, Once]]:
         return _company(stage, action)
@@ -322,6 +334,8 @@ ROWS: Final = (
         (Bound("", 100, at_least=True),)),
     _pull_row("gzip"),
     _pull_row("zstd"),
+    _build_row(cold=False),
+    _build_row(cold=True),
     _company_row("start", "create to remove beside idle containers, relative to alone"),
     _company_row("exec", "exec beside idle containers, relative to alone"),
     _company_row("list", "list by name beside idle containers, relative to alone"),
