@@ -141,6 +141,17 @@ class Repository:
         if told.startswith("sha256:") and told != str(document.digest):
             raise FailedError(f"{self} took {document.digest} and calls it {told[:80]!a}")
 
+    async def referrers(self, digest: Digest) -> Document | None:
+        """The index of what refers to a manifest; None if the registry does not keep one."""
+        what = f"the list of what refers to {digest}"
+        try:
+            raw, response = await self._get(self._url(f"referrers/{digest}"), MANIFEST_MAX, what)
+        except AnswerError as error:
+            if error.status in (400, 404, 405, 501):
+                return None
+            raise
+        return Document(_media_type(response), raw)
+
     async def tags(self) -> list[str]:
         """Every tag, over as many pages as are reasonable."""
         url = self._url("tags/list")
