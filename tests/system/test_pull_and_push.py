@@ -199,6 +199,67 @@ def test_the_docker_client_pulls_pushes_and_runs(engine: Engine, debian: DockerR
     assert f"manifest for {debian.host}/none:1 not found" in missing.stderr
 
 
+def test_the_docker_client_logs_in(engine: Engine, locked: DockerRegistry) -> None:
+    name = f"{locked.host}/docker:1"
+    docker_cli(engine, "tag", "busybox", name)
+
+    wrong = docker_cli(engine, "login", "-u", USER, "-p", "wrong", locked.host, check=False)
+    right = docker_cli(engine, "login", "-u", USER, "-p", PASSWORD, locked.host)
+    pushed = docker_cli(engine, "push", name)
+    out = docker_cli(engine, "logout", locked.host)
+
+    assert wrong.returncode == 1
+    assert "unauthorized" in wrong.stderr.lower()
+    assert "Login Succeeded" in right.stdout
+    assert "digest: sha256:" in pushed.stdout
+    assert locked.host in out.stdout
+
+
+def test_a_search_shows_what_the_registry_says(engine: Engine) -> None:
+    async def search(request: web.Request) -> web.StreamResponse | None:
+        if request.path != "/v1/search":
+            return None
+        found = [
+            {"name": "official", "description": "one\n\x1b[2Jline", "star_count": 9,
+             "is_official": True},
+            {"name": "team/other", "description": "y" * 60, "star_count": 2},
+        ]  # fmt: skip
+        return web.json_response({"num_results": 2, "results": found})
+
+    with FakeRegistry() as registry:
+        registry.hooks.append(search)
+        words = f"{registry.host}/some"
+
+        shown = engine.out("search", words).splitlines()
+        starred = engine.out("search", "-f", "stars=3", "--format", "{{.Name}}", words)
+        by_docker = docker_cli(engine, "search", "--limit", "1", words).stdout.splitlines()
+
+        assert registry.asked[-1].query == {"q": "some", "n": "1"}
+    assert shown[0].split() == ["NAME", "DESCRIPTION", "STARS", "OFFICIAL"]
+    assert shown[1].split() == ["official", "one", "\\x1b[2Jline", "9", "[OK]"]
+    assert shown[2].split() == ["team/other", "y" * 44 + "…", "2"]
+    assert starred == "official"
+    assert len(by_docker) == 2
+
+
+def test_short_names_are_docker_hubs_and_a_mirror_may_have_them(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    layer = archives.layer({"x": b"x"})
+    directory = tmp_path_factory.mktemp("m")
+    with FakeRegistry() as mirror:
+        made = mirror.put_image("library/short", "latest", [layer])
+        engine = Engine(directory, more={"DOCKER_CONFIG": str(directory)})
+        with open(directory / "c/config.toml", "a") as config:
+            config.write(f'\n[registries."docker.io"]\nmirrors = ["http://{mirror.host}"]\n')
+        try:
+            assert engine.out("pull", "-q", "short") == "docker.io/library/short:latest"
+            row = engine.out("images", "--digests", "--no-trunc", "short").splitlines()[1].split()
+            assert row[:4] == ["short", "latest", made.digest, made.id]
+        finally:
+            engine.stop()
+
+
 def test_docker_py_pulls_pushes_and_asks(engine: Engine, debian: DockerRegistry) -> None:
     repository = f"{debian.host}/docker-py"
     client = docker.DockerClient(base_url=engine.environment["DOCKER_HOST"], timeout=_PATIENCE)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
 import random
 import socket
 import ssl
@@ -240,7 +241,10 @@ def _said(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return str(error.os_error.strerror or error.os_error)
+        cause = error.os_error
+        # A resolver's errors have numbers of their own, and asyncio's text names the call.
+        known = cause.errno is not None and cause.errno > 0
+        return os.strerror(cause.errno or 0) if known else str(cause.strerror or cause)
     text = str(error)
     return text or type(error).__name__
 
