@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
+import tare
 from harness import images
 from harness.canaries import mounts_below
 from harness.engines import Engine
 from harness.programs import program_image
+from tare.errors import MissingError
 
 pytestmark = [pytest.mark.system, pytest.mark.needs("root", "overlay", "cgroup", "busybox")]
 
@@ -192,6 +194,7 @@ def test_a_volume_deleted_by_hand_is_said_to_be(engine: Engine) -> None:
     start = engine.tare("start", "holder")
     shown = json.loads(engine.out("volume", "inspect", "db"))[0]
     said = engine.out("explain", "holder")
+    doctor = engine.out("doctor")
     engine.out("volume", "create", "db")
     again = engine.tare("start", "-a", "holder")
 
@@ -200,6 +203,7 @@ def test_a_volume_deleted_by_hand_is_said_to_be(engine: Engine) -> None:
     assert "deleted by hand" in start.stderr
     assert "deleted by hand" in shown["Status"]["Missing"]["Reason"]
     assert "SOMEBODY DELETED" in said
+    assert "deleted by hand: db" in doctor
     assert again.returncode == 0
 
 
@@ -649,3 +653,46 @@ def test_cp_through_a_volumes_links_stays_inside(
 
     assert host_canary.read_bytes() == before
     assert not (tmp_path / "out").exists()
+
+
+# --- the SDK, and --mount in full ---------------------------------------------------------------
+
+
+def test_the_sdk_makes_exports_and_brings_back(engine: Engine, tmp_path: Path) -> None:
+    with tare.connect(str(engine.run_dir / "tare.sock")) as client:
+        made = client.volumes.create("db", labels={"a": "b"})
+        Path(made.path, "f").write_text("kept")
+        consistency = client.volumes.export("db", tmp_path / "db.tar")
+        client.volumes.remove("db")
+        client.volumes.bring("db", tmp_path / "db.tar")
+        listed = client.volumes.list(filters=["dangling=true"])
+        freed = client.volumes.prune(all=True)
+
+        assert consistency == "idle"
+        assert [one.name for one in listed] == ["db"]
+        assert freed >= 4096
+        assert client.volumes.list() == []
+        with pytest.raises(MissingError):
+            client.volumes.get("db")
+
+
+def test_mount_type_volume_in_all_its_forms(engine: Engine) -> None:
+    seen = run(
+        engine, "--mount",
+        "type=volume,source=full,target=/v,volume-label=a=b,volume-driver=local,"
+        "volume-opt=type=tmpfs,volume-opt=o=size=1m", "stocked", "df", "/v",
+    )  # fmt: skip
+    shown = json.loads(engine.out("volume", "inspect", "full"))[0]
+    anonymous = run(engine, "--mount", "type=volume,dst=/data", "stocked", "cat", "/data/hello")
+    driver = engine.tare("run", "--mount", "src=xy,dst=/v,volume-driver=flocker", "stocked")
+    propagation = engine.tare("run", "--mount", "src=xy,dst=/v,bind-propagation=shared", "stocked")
+    left = engine.out("system", "df").splitlines()[-1].split()
+
+    assert "tmpfs" in seen
+    assert shown["Labels"] == {"a": "b"}
+    assert shown["Options"] == {"type": "tmpfs", "o": "size=1m"}
+    assert anonymous == "hi"
+    assert driver.returncode == 125
+    assert "volume driver 'flocker' is not there" in driver.stderr
+    assert "cannot mix 'bind-*' options with mount type 'volume'" in propagation.stderr
+    assert left[:4] == ["Local", "Volumes", "1", "0"]

@@ -30,6 +30,7 @@ from tare.client.sdk_values import (
     Usage,
     flags_of,
 )
+from tare.client.sdk_volumes import Volumes
 from tare.client.transport import Connection, Daemon, quoted, segment, target
 from tare.errors import FailedError, InvalidError, TareError
 
@@ -296,7 +297,9 @@ class Images:
         pushed = self._transfer(where, reference.domain, credentials)
         return next((text(one, "Digest") for one in pushed if text(one, "Digest")), "")
 
-    def _transfer(self, where: str, domain: str, credentials: tuple[str, str] | None) -> Sequence[Json]:
+    def _transfer(
+        self, where: str, domain: str, credentials: tuple[str, str] | None
+    ) -> Sequence[Json]:
         from tare.client import credentials as stored
         from tare.client import progress
 
@@ -334,6 +337,7 @@ class Client:
         self._daemon = Daemon(host)
         self.containers = Containers(self._daemon)
         self.images = Images(self._daemon)
+        self.volumes = Volumes(self._daemon)
 
     def __enter__(self) -> Client:
         return self
@@ -353,6 +357,14 @@ class Client:
     def version(self) -> dict[str, Json]:
         """Versions of the daemon."""
         return mapping(self._daemon.call("GET", "/version"))
+
+    def explain(self, name: str) -> dict[str, Json]:
+        """Why a container is as it is: ``Why``, ``Advice``, ``Limits``, ``Ports`` ..."""
+        return mapping(self._daemon.call("GET", target("/tare/explain", {"name": name})))
+
+    def budget(self) -> dict[str, Json]:
+        """What the engine may use of its server, and who holds what."""
+        return mapping(self._daemon.call("GET", "/tare/budget"))
 
     def info(self) -> dict[str, Json]:
         """What the engine is and has."""
