@@ -158,7 +158,9 @@ def test_a_network_as_it_is_asked_for() -> None:
         "Labels": {"l": "2"},
     }  # fmt: skip
 
-    assert network.network_spec(body.read(network.NETWORK, msgspec.json.encode(given))) == NetworkSpec(
+    found = network.network_spec(body.read(network.NETWORK, msgspec.json.encode(given)))
+
+    assert found == NetworkSpec(
         name="mine", ipv6=True, internal=True, options={"o": "1"}, labels={"l": "2"},
         subnets=(
             SubnetWish(
