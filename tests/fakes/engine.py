@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
+from tare.build.cache import Entry
 from tare.engine.events import Events
 from tare.errors import ConflictError, FailedError, MissingError
 from tare.image.store import Image
@@ -322,10 +323,18 @@ class Networks:
         return list(self.records.values())
 
 
+class Builds:
+    """Nothing was ever built."""
+
+    async def entries(self) -> list[Entry]:
+        return [Entry(id="k", kind="step", size=5, used_ns=10**18, what="RUN true")]
+
+
 class Engine:
     """The facade."""
 
     def __init__(self) -> None:
+        self.builds = Builds()
         self.events = Events()
         self.images = Images()
         self.containers = Containers(self.events)

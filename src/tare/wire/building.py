@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from tare.build.cache import Entry
 from tare.build.request import (
     BuildError,
     BuildRequest,
@@ -322,6 +323,21 @@ def built(done: Built) -> Json:
             "steps": done.steps,
             "cached": done.cached,
         }
+    }
+
+
+def kept(entry: Entry) -> Json:
+    """One thing that the cache keeps, in ``/system/df``."""
+    return {
+        "ID": entry.id,
+        "Type": "exec.cachemount" if entry.kind == "mount" else "regular",
+        "Description": entry.what,
+        "InUse": False,
+        "Shared": False,
+        "Size": entry.size,
+        "CreatedAt": values.rfc3339(entry.used_ns),
+        "LastUsedAt": values.rfc3339(entry.used_ns),
+        "UsageCount": 1,
     }
 
 

@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 from tare.api.call import HEADERS, Call, answer
 from tare.api.routing import Routes
 from tare.errors import InvalidError
-from tare.wire import container, image, system
+from tare.wire import building, container, image, system
 from tare.wire import volume as wire_volume
 
 _PING_HEADERS: Final = CIMultiDict(
@@ -58,14 +58,15 @@ async def _df(call: Call) -> web.StreamResponse:
         containers.append(one)
     listed = call.engine.volumes.listed() if "volume" in kinds else []
     volumes = await call.engine.volumes.sized(listed)
+    kept = await call.engine.builds.entries() if "build-cache" in kinds else []
     return answer(
         {
             "LayersSize": sum(found.size for found in images),
             "Images": [image.summary(found, used.count(str(found.id))) for found in images],
             "Containers": containers,
             "Volumes": [wire_volume.status(one) for one in volumes],
-            "BuildCache": [],
-            "BuilderSize": 0,
+            "BuildCache": [building.kept(one) for one in kept],
+            "BuilderSize": sum(one.size for one in kept),
         }
     )
 

@@ -174,10 +174,13 @@ def _df(daemon: Daemon, flags: Flags, _arguments: list[str]) -> int:
     used_volumes = [each for each in volumes if number(each, "UsageData", "RefCount") > 0]
     stored = sum(number(each, "UsageData", "Size") for each in volumes)
     unused = stored - sum(number(each, "UsageData", "Size") for each in used_volumes)
+    kept = document.items(usage, "BuildCache")
+    cached = sum(number(each, "Size") for each in kept)
     rows = [
         _usage("Images", len(images), len(active), (size, max(size - used, 0))),
         _usage("Containers", len(containers), len(running), (own, idle)),
         _usage("Local Volumes", len(volumes), len(used_volumes), (stored, unused)),
+        _usage("Build Cache", len(kept), 0, (cached, cached)),
     ]
     columns = tuple(_DF_HEADERS)
     write_out(render(flags.text("format"), columns, _DF_HEADERS, rows).encode("utf-8", "replace"))
