@@ -31,6 +31,7 @@ from tare.engine.documents import Documents
 from tare.engine.paths import Paths
 from tare.engine.stats import memory_total
 from tare.engine.store import Store
+from tare.engine.volume_mounts import mounted_below
 from tare.errors import ConflictError, InvalidError, MissingError, UnsupportedError
 from tare.kernel import cgroup
 from tare.model import budget as arithmetic
@@ -315,16 +316,31 @@ class Budgets:
         if used >= 0 and time.monotonic() - when < fresh:
             return used
         if self._counting is None:
-            self._counting = asyncio.create_task(
-                asyncio.to_thread(trees.usage, os.fspath(self._paths.state))
-            )
-        counting = self._counting
-        try:
-            used = await asyncio.shield(counting)
-        finally:
-            if counting.done():
-                self._counting = None
+            self._counting = asyncio.create_task(self._count())
+            self._counting.add_done_callback(self._counted)
+        return await asyncio.shield(self._counting)
+
+    async def _count(self) -> int:
+        state = os.fspath(self._paths.state)
+
+        def walk() -> int:
+            return trees.usage(state, without=mounted_below(state))
+
+        used = await asyncio.to_thread(walk)
         self._disk = (used, time.monotonic())
+        return used
+
+    def _counted(self, _: asyncio.Task[int]) -> None:
+        self._counting = None
+
+    async def _disk_used(self) -> int:
+        """The last count, at once; a new one is made meanwhile if it has grown old."""
+        used, when = self._disk
+        if used < 0:
+            return await self.count_disk()
+        if self._counting is None and time.monotonic() - when > _TIDY_SECONDS:
+            self._counting = asyncio.create_task(self._count())
+            self._counting.add_done_callback(self._counted)
         return used
 
     async def keep_house(self) -> None:
@@ -343,7 +359,7 @@ class Budgets:
 
     async def views(self) -> list[View]:
         """The engine's budget and those of the projects, as they stand."""
-        used = await self.count_disk()
+        used = await self._disk_used()
         shares = self.shares()
         whole = self._view("", self.engine, shares)
         found = [replace(whole, disk_used=used, disk_free=_free(self._paths))]

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Final
 
 from tare.errors import FailedError
@@ -201,8 +201,11 @@ def _describe(target: int, status: os.stat_result, xattrs: dict[str, bytes]) -> 
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def usage(path: str) -> int:
-    """Bytes that the tree at *path* takes on its disk, hard links once; 0 when it is gone."""
+def usage(path: str, *, without: Container[str] = ()) -> int:
+    """Bytes that the tree at *path* takes on its disk, hard links once; 0 when it is gone.
+
+    Directories *without* are passed over: what is mounted there lies elsewhere.
+    """
     total, seen = 0, set()
     stack = [path]
     while stack:
@@ -214,6 +217,8 @@ def usage(path: str) -> int:
                     except FileNotFoundError:
                         continue
                     if stat.S_ISDIR(status.st_mode):
+                        if item.path in without:
+                            continue
                         stack.append(item.path)
                     elif status.st_nlink > 1:
                         if (status.st_dev, status.st_ino) in seen:
