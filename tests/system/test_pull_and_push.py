@@ -236,7 +236,7 @@ def test_a_search_shows_what_the_registry_says(engine: Engine) -> None:
 
         assert registry.asked[-1].query == {"q": "some", "n": "1"}
     assert shown[0].split() == ["NAME", "DESCRIPTION", "STARS", "OFFICIAL"]
-    assert shown[1].split() == ["official", "one", "\\x1b[2Jline", "9", "[OK]"]
+    assert shown[1].split() == ["official", "one", "[2Jline", "9", "[OK]"]
     assert shown[2].split() == ["team/other", "y" * 44 + "…", "2"]
     assert starred == "official"
     assert len(by_docker) == 2

@@ -22,14 +22,16 @@ from fakes.registry import (
     packed,
     sha256,
 )
-from harness.desk import Desk
+from harness.desk import QUICK, Desk
 from tare.errors import FailedError, InvalidError, MissingError, TareError, UnsupportedError
 from tare.image.compress import Compression
-from tare.image.registry.download import Phase
-from tare.image.registry.pull import LayerKept, LayerNotice, Notice
+from tare.image.registry.download import Downloads, Phase
+from tare.image.registry.pull import LayerKept, LayerNotice, Notice, Puller
 from tare.image.registry.settings import HostSettings, Mirror
+from tare.image.registry.transport import Transport
 from tare.model.digest import Digest
 from tare.model.oci import Platform
+from tare.model.reference import Reference
 
 ONE = archives.layer({"etc/one": b"1" * 5000, "etc/passwd": b"root\n"})
 TWO = archives.layer({"etc/two": os.urandom(300_000)})
@@ -421,6 +423,49 @@ def test_a_mirror_that_lies_is_not_the_end(
     desk.pull(reference(registry))
 
     assert desk.content(reference(registry)) == [TWO]
+
+
+def test_a_pull_that_follows_one_that_was_left_waits_for_its_file(
+    desk: Desk, registry: FakeRegistry
+) -> None:
+    made = registry.put_image("a/b", "1", [TWO], Compression.PLAIN)
+    path = sha256(made.blobs[0])
+    answers = 0
+
+    async def stall(request: web.Request) -> web.StreamResponse | None:
+        nonlocal answers
+        if not request.path.endswith(path):
+            return None
+        answers += 1
+        if answers > 1:
+            return None
+        response = web.StreamResponse()
+        response.content_length = len(made.blobs[0])
+        await response.prepare(request)
+        await response.write(made.blobs[0][:100_000])
+        await registry.release.wait()
+        return response
+
+    registry.hooks.append(stall)
+
+    async def work() -> None:
+        downloads = Downloads(desk.store, desk.partials, parallel=2)
+        puller = Puller(desk.store, desk.partials, downloads)
+        name = Reference.parse(reference(registry))
+        async with Transport(QUICK) as transport:
+            first = asyncio.ensure_future(puller.pull(transport, name, desk.told.append))
+            while not answers:
+                await asyncio.sleep(0.01)
+            first.cancel()
+            await asyncio.sleep(0)
+            await puller.pull(transport, name, desk.told.append)
+            assert first.cancelled()
+        downloads.close()
+
+    asyncio.run(work())
+
+    assert desk.content(reference(registry)) == [TWO]
+    assert not [*desk.partials.directory.iterdir()]
 
 
 def test_old_partials_are_collected_and_those_in_use_are_not(desk: Desk) -> None:

@@ -74,6 +74,8 @@ class _Job:
         self.task: asyncio.Task[LayerInfo] | None = None
         self.listeners: list[Tell] = []
         self.last = Step(Phase.WAITING)
+        self.leaving = False
+        self.gone = asyncio.Event()
         self.held = contextlib.ExitStack()
         self.lease = self.held.enter_context(store.lease())
 
@@ -103,7 +105,8 @@ class Downloads:
     async def layer(self, wanted: Wanted, lease: Lease, tell: Tell) -> LayerInfo:
         """The layer, on disk, verified and kept by *lease*. Cancelling stops what only we want."""
         key = (wanted.blob.digest, wanted.diff_id)
-        job = self._jobs.get(key)
+        while (job := self._jobs.get(key)) is not None and job.leaving:
+            await job.gone.wait()  # its file is not ours yet
         if job is None:
             job = self._jobs[key] = _Job(self._store)
             job.task = asyncio.create_task(self._run(wanted, job))
@@ -117,11 +120,14 @@ class Downloads:
         finally:
             job.listeners.remove(tell)
             if not job.listeners:
-                # The last one leaves: nobody may join what is being taken down.
-                del self._jobs[key]
+                job.leaving = True
                 job.task.cancel()
-                await asyncio.wait([job.task])
-                await asyncio.to_thread(job.held.close)
+                try:
+                    await asyncio.wait([job.task])
+                    await asyncio.to_thread(job.held.close)
+                finally:
+                    del self._jobs[key]
+                    job.gone.set()
 
     async def _run(self, wanted: Wanted, job: _Job) -> LayerInfo:
         async with self._slots:

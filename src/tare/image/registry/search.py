@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tare.errors import InvalidError, UnsupportedError
-from tare.image.registry.transport import AnswerError, Host, limited
+from tare.image.registry.transport import AnswerError, Host, limited, printable
 from tare.model import strict_json
 from tare.model.strict_json import Fields
 
@@ -44,8 +44,8 @@ async def search(host: Host, words: str, limit: int) -> list[Result]:
     listed = Fields(strict_json.decode(raw, what, limit=_LIMIT), what)
     found = [
         Result(
-            name=one.text("name"),
-            description=one.text("description"),
+            name=printable(one.text("name")),
+            description=printable(one.text("description")),
             stars=one.integer("star_count"),
             official=one.boolean("is_official"),
             automated=one.boolean("is_automated"),

@@ -243,7 +243,7 @@ def _said(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         cause = error.os_error
         # A resolver's errors have numbers of their own, and asyncio's text names the call.
-        known = cause.errno is not None and cause.errno > 0
+        known = not isinstance(cause, ssl.SSLError) and (cause.errno or 0) > 0
         return os.strerror(cause.errno or 0) if known else str(cause.strerror or cause)
     text = str(error)
     return text or type(error).__name__
@@ -385,7 +385,14 @@ class Host:
         if form is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
         method = "GET" if form is None else "POST"
-        response = await self.transport.send(method, url, headers=headers, body=form)
+        settings = self.transport.settings
+        for attempt in range(1, settings.attempts + 1):
+            response = await self.transport.send(method, url, headers=headers, body=form)
+            if response.status not in _AGAIN or attempt == settings.attempts:
+                break
+            wait = pause(settings, attempt, response.headers.get("Retry-After", ""))
+            response.close()
+            await asyncio.sleep(wait)
         if response.status in _REDIRECTS:
             response.release()
             raise DeniedError(f"the token server {url.host} redirects: that is not followed")
@@ -411,7 +418,7 @@ async def failure(response: aiohttp.ClientResponse) -> TareError:
     status = response.status
     reason = response.reason or ""
     if not words:
-        words = f"{status} {reason[:80]}".strip()
+        words = printable(f"{status} {reason[:80]}").strip()
         if status == 401:
             words = "unauthorized: authentication required"
     message = f"{response.method} {response.url.with_query(None)}: {words}"
@@ -429,7 +436,7 @@ def _errors(raw: bytes) -> tuple[str, tuple[str, ...]]:
     listed = document.get("errors")
     if not isinstance(listed, list):
         details = document.get("details")
-        return (details[:400], ()) if isinstance(details, str) else ("", ())
+        return (printable(details[:400]), ()) if isinstance(details, str) else ("", ())
     words, codes = [], []
     for one in listed[:8]:
         if isinstance(one, dict):
@@ -438,4 +445,9 @@ def _errors(raw: bytes) -> tuple[str, tuple[str, ...]]:
             codes.append(code)
             text = message[:400] if isinstance(message, str) else ""
             words.append(f"{code.lower().replace('_', ' ')}: {text}" if text else code.lower())
-    return "; ".join(words), tuple(codes)
+    return printable("; ".join(words)), tuple(codes)
+
+
+def printable(text: str) -> str:
+    """*text* of a stranger, without what a terminal would obey: clients print it as it is."""
+    return "".join(c if c.isprintable() else " " for c in text)
