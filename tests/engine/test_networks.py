@@ -233,6 +233,7 @@ def test_a_start_gives_addresses_names_and_links_and_an_end_takes_them_back(benc
         network = await bench.network("mine", subnets=(SubnetWish(subnet="10.1.0.0/24"),))
         record = bench.container("web", NetworkWish(network="mine", aliases=("www",)))
         _, links = await bench.attachments.attach(record)
+        await bench.attachments.named(record)
         place = bench.store.get("web").networks[0]
 
         assert (place.ipv4, place.gateway, place.mac) == (
@@ -282,7 +283,22 @@ def test_an_address_asked_for_by_number_is_kept_free_for_the_one_who_asked(bench
     run(work())
 
 
-@pytest.mark.parametrize("call", ["admit", "name", "settle"])
+def test_a_container_whose_names_cannot_be_told_runs_all_the_same(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> None:
+        await bench.network("mine")
+        bench.fabric.refusing = "name"
+        record = await bench.start(bench.container("web", "mine"))
+        await bench.attachments.named(record)
+
+        assert bench.fabric.admitted
+        assert "names of web" in caplog.text
+
+    run(work())
+
+
+@pytest.mark.parametrize("call", ["admit", "settle"])
 def test_a_start_that_fails_on_the_way_holds_nothing(bench: Bench, call: str) -> None:
     async def work() -> None:
         record = bench.container(

@@ -17,14 +17,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
-from tare.engine import generated, name_table, network_values, publishing
+from tare.engine import generated, name_table, network_values, placing, publishing
 from tare.engine.address_book import AddressBook
 from tare.engine.core import only_container
 from tare.engine.fabric import Held, namespace_of
@@ -63,6 +62,8 @@ class _Live:
     endpoints: dict[str, Endpoint] = field(default_factory=dict)  # by network
     ports: list[Held] = field(default_factory=list)
     unrecorded: Record | None = None  # of one that the store does not know
+    part: name_table.Part | None = None  # of the table of names
+    naming: asyncio.Task[None] | None = None  # its names are on their way
 
 
 class Attachments:
@@ -216,9 +217,9 @@ class Attachments:
         self.release(record.id)
         live = self._live[record.id] = _Live()
         try:
-            ordered = _ordered(found)
+            ordered = placing.ordered(found)
             places = self._places(record, ordered)
-            way_out = _way_out(places)
+            way_out = placing.way_out(places)
             if way_out is not None and (wanted := publishing.wishes(spec)):
                 network = self._record(way_out)
                 if network.spec.driver == "bridge":
@@ -234,13 +235,29 @@ class Attachments:
                 live.unrecorded = record
             links = self._admit(record, live)
             self._write_files(record)
-            await self.publish_names()
+            # Meanwhile the driver makes the container; `named` waits for it.
+            live.naming = asyncio.get_running_loop().create_task(self.publish_names())
+            if not recorded:
+                await self.named(record)
         except BaseException:
             self.release(record.id)
             raise
         for _, network in found:
             self._networks.tell(network, "connect", record.id)
         return record, links
+
+    async def named(self, record: Record) -> None:
+        """Return when the names of a container that has just started are known to the others."""
+        live = self._live.get(record.id)
+        naming = live.naming if live is not None else None
+        if live is None or naming is None:
+            return
+        live.naming = None
+        try:
+            await asyncio.shield(naming)
+        except (TareError, OSError) as error:
+            # It runs, and can be reached by address: no reason to end it.
+            log.error("names of %s: %s", record.name, error)
 
     def _publisher(self, port: Port) -> str:
         """The name of the running container that publishes *port* already, or ""."""
@@ -264,7 +281,7 @@ class Attachments:
         places: list[Joined] = []
         for at, (joined, network) in enumerate(found):
             places.append(self._place(record, joined, network, number=at))
-        return [replace(place, default_route=place is _way_out(places)) for place in places]
+        return [replace(place, default_route=place is placing.way_out(places)) for place in places]
 
     def _place(
         self, record: Record, joined: Joined, network: NetworkRecord, *, number: int
@@ -287,7 +304,7 @@ class Attachments:
             network=network.name,
             endpoint_id=secrets.token_hex(32),
             interface=f"{network_values.inner_prefix(network.spec.options)}{number}",
-            mac=wish.mac or (mac_of(ip_address(first)) if first else _random_mac()),
+            mac=wish.mac or (mac_of(ip_address(first)) if first else placing.random_mac()),
             ipv4=v4[0], ipv4_length=v4[1], gateway="" if network.spec.internal else v4[2],
             ipv6=v6[0], ipv6_length=v6[1], ipv6_gateway="" if network.spec.internal else v6[2],
             names=name_table.names_of(record, wish, network),
@@ -307,7 +324,7 @@ class Attachments:
                 ) from error
             live.endpoints[joined.network_id] = endpoint
             links.append(self._fabric.interface(network, endpoint))
-        return _with_ipv6_way_out(links, record.networks)
+        return placing.with_ipv6_way_out(links, record.networks)
 
     def _endpoint(self, record: Record, joined: Joined) -> Endpoint:
         return network_values.endpoint(
@@ -322,6 +339,8 @@ class Attachments:
         self._addresses.give_back(identity)
         if live is None:
             return
+        if live.naming is not None:  # nobody waits for it any more
+            live.naming.add_done_callback(lambda task: task.cancelled() or task.exception())
         for endpoint in live.endpoints.values():
             self._dismiss(endpoint)
         for held in live.ports:
@@ -382,7 +401,7 @@ class Attachments:
         await self._networks.ready(network)
         live = self._live.setdefault(record.id, _Live())
         try:
-            place = self._place(record, joined, network, number=_free_number(record))
+            place = self._place(record, joined, network, number=placing.free_number(record))
             # The way out stays where it is, unless there was none.
             outward = any(one.default_route for one in record.networks) or network.spec.internal
             place = replace(place, default_route=not outward)
@@ -473,10 +492,24 @@ class Attachments:
 
     async def publish_names(self) -> None:
         """Have the name server answer by what is so now."""
-        found = (self._store.find(one) or live.unrecorded for one, live in self._live.items())
-        running = [record for record in found if record is not None]
-        table = name_table.table(self._networks.all(), running, self._linked)
-        await self._fabric.name(table)
+        networks = [one for one in self._networks.all() if self._serves(one)]
+        served = {one.id for one in networks}
+        parts = []
+        for identity, live in self._live.items():
+            record = self._store.find(identity) or live.unrecorded
+            if record is None:
+                continue
+            if live.part is None or not live.part.holds(record):
+                live.part = name_table.part(record, served, self._linked)
+            parts.append(live.part)
+        await self._fabric.name(name_table.table(networks, parts))
+
+    @staticmethod
+    def _serves(network: NetworkRecord) -> bool:
+        """Whether its containers ask our server: those of the default network only if they must."""
+        if network.name == BRIDGE and generated.host_servers():
+            return False
+        return name_table.serves(network)
 
     def _write_alone(self, record: Record) -> None:
         """Write the files of a container that is in no network, or in another's."""
@@ -554,42 +587,6 @@ class Attachments:
 
 def _may_run(record: Record) -> bool:
     return record.alive or record.state is State.STARTING
-
-
-def _ordered(
-    found: Sequence[tuple[Joined, NetworkRecord]],
-) -> list[tuple[Joined, NetworkRecord]]:
-    """The preferred first, as Docker does it: by priority, then those that lead out, by name."""
-    return sorted(found, key=lambda one: (-one[0].wish.priority, one[1].spec.internal, one[1].name))
-
-
-def _with_ipv6_way_out(
-    links: Sequence[Interface], places: Sequence[Joined]
-) -> tuple[Interface, ...]:
-    """*links* (of *places*) with a way out for IPv6, should the network that leads out lack it."""
-    first = next((one for one in places if one.default_route), None)
-    other = next((one for one in places if one.ipv6_gateway), None)
-    if first is None or other is None or first.ipv6_gateway:
-        return tuple(links)
-    return tuple(
-        replace(link, gateways=(other.ipv6_gateway,)) if place is other else link
-        for link, place in zip(links, places, strict=True)
-    )
-
-
-def _way_out(places: Sequence[Joined]) -> Joined | None:
-    """The place whose network is the way to the world."""
-    return next((place for place in places if place.gateway or place.ipv6_gateway), None)
-
-
-def _free_number(record: Record) -> int:
-    names = (joined.interface for joined in record.networks)
-    numbers = {int(match[1]) for name in names if (match := re.search("([0-9]+)$", name))}
-    return next(n for n in range(len(numbers) + 1) if n not in numbers)
-
-
-def _random_mac() -> str:
-    return ":".join(f"{byte:02x}" for byte in (0x02, 0x42, *secrets.token_bytes(4)))
 
 
 def _namespace(record: Record) -> int:

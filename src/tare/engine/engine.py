@@ -101,6 +101,7 @@ class Engine:
         self.networks = Networks(store, self.events, self._fabric, self.config.network)
         self._attachments = Attachments(store, self.networks)
         self._lifecycle.after_settled.append(self._attachments.ended)
+        self._lifecycle.after_started.append(self._attachments.named)
         self.transfers = Transfers(self.volumes, self._lifecycle)
         self._lifecycle.after_removal.append(self.volumes.after_removal)
         self._lifecycle.after_start.append(lambda record: self.volumes.told("mount", record))

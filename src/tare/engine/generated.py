@@ -135,7 +135,7 @@ def linked_resolv_conf(spec: ContainerSpec, networks: Sequence[NetworkRecord], b
         # One address each: a server of the first network knows the names of all of them.
         servers = [found[0] for found in map(name_table.servers_of, named) if found]
     else:
-        servers = list(spec.dns) or [s for s in _words(base, "nameserver") if not _local(s)]
+        servers = list(spec.dns) or host_servers(base)
         if not servers:
             servers = [s for one in networks for s in name_table.servers_of(one)]
     search = spec.dns_search or tuple(_words(base, "search") or _words(base, "domain"))
@@ -150,6 +150,12 @@ def linked_resolv_conf(spec: ContainerSpec, networks: Sequence[NetworkRecord], b
     if options:
         lines.append("options " + " ".join(options))
     return "\n".join(lines) + "\n"
+
+
+def host_servers(base: str | None = None) -> list[str]:
+    """The host's name servers that a container can ask itself: those not on the loopback."""
+    text = _read("/etc/resolv.conf") if base is None else base
+    return [server for server in _words(text, "nameserver") if not _local(server)]
 
 
 def copy(source: str, directory: str) -> None:

@@ -93,6 +93,7 @@ class Lifecycle:
         self._usage: dict[str, Usage] = {}
         self.admit: Callable[[Record], Record] = lambda record: record
         self.after_start: list[Callable[[Record], None]] = []
+        self.after_started: list[Callable[[Record], Awaitable[None]]] = []  # start waits for these
         self.after_end: list[Callable[[Record], None]] = []
         self.after_removal: list[Callable[[Record], None]] = []
         self.after_settled: list[Callable[[Record], None]] = []  # after an end or a failed start
@@ -158,6 +159,8 @@ class Lifecycle:
             )
             self._cancel_timer(live)
             await self._start(record, live)
+        for follow in self.after_started:
+            await follow(record)
         return True
 
     def _admitted(self, record: Record, *, automatic: bool) -> Record:

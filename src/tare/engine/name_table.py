@@ -8,7 +8,8 @@ Not for: how names are looked up (tare.network.dns_table).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
 
 from tare.model.networking import BRIDGE, Joined, NetworkRecord, NetworkWish
 from tare.model.record import Record
@@ -37,32 +38,53 @@ def servers_of(network: NetworkRecord) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda address: ":" in address))
 
 
-def table(
-    networks: Iterable[NetworkRecord],
-    running: Iterable[Record],
-    linked: Callable[[str], str],
-) -> Table:
-    """The table of all *running* containers; *linked* is the name of a container by reference."""
-    by_id = {one.id: one for one in networks if serves(one)}
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one container adds to the table: a host in each network, and itself as a client."""
+
+    networks: tuple[Joined, ...]
+    name: str
+    hosts: tuple[tuple[str, Host], ...]  # network, host
+    client: Client | None
+
+    def holds(self, record: Record) -> bool:
+        """Whether it is still what *record* adds; links are looked up each time."""
+        unchanged = self.networks is record.networks and self.name == record.name
+        return unchanged and not (self.client is not None and self.client.links)
+
+
+def part(record: Record, served: Container[str], linked: Callable[[str], str]) -> Part:
+    """What *record* adds in the *served* networks; *linked* names a container by reference."""
+    places = [one for one in record.networks if one.network_id in served and one.addresses]
+    hosts = []
+    for place in places:
+        names = _current_names(record, place)
+        if names:
+            hosts.append((place.network_id, Host(names, place.addresses)))
+    client = None
+    if places:
+        client = Client(
+            tuple(address for place in places for address in place.addresses),
+            tuple(place.network_id for place in places),
+            _links(places, linked),
+            record.spec.dns,
+        )
+    return Part(record.networks, record.name, tuple(hosts), client)
+
+
+def table(networks: Iterable[NetworkRecord], parts: Iterable[Part]) -> Table:
+    """The table of *networks* that names are answered in, and of the containers there."""
+    by_id = {one.id: one for one in networks}
     hosts: dict[str, list[Host]] = {}
     clients = []
-    for record in running:
-        places = [one for one in record.networks if one.network_id in by_id and one.addresses]
-        if not places:
+    for one in parts:
+        if one.client is None:
             continue
-        for place in places:
-            inhabitants = hosts.setdefault(place.network_id, [])
-            names = _current_names(record, place)
-            if names:
-                inhabitants.append(Host(names, place.addresses))
-        clients.append(
-            Client(
-                tuple(address for place in places for address in place.addresses),
-                tuple(place.network_id for place in places),
-                _links(places, linked),
-                record.spec.dns,
-            )
-        )
+        clients.append(one.client)
+        for identity in one.client.zones:
+            hosts.setdefault(identity, [])
+        for identity, host in one.hosts:
+            hosts[identity].append(host)
     zones = tuple(
         Zone(
             identity,
@@ -73,6 +95,7 @@ def table(
             tuple(inhabitants),
         )
         for identity, inhabitants in hosts.items()
+        if identity in by_id
     )
     return Table(zones, tuple(clients))
 

@@ -20,7 +20,7 @@ import json
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypedDict
 
 VERSION: Final = 1
 
@@ -68,32 +68,9 @@ class Table:
 
 def encode(table: Table) -> bytes:
     """*table* as the file's content."""
-    return json.dumps(
-        {
-            "version": VERSION,
-            "zones": [
-                {
-                    "id": zone.id,
-                    "name": zone.name,
-                    "device": zone.device,
-                    "listen": zone.listen,
-                    "forward": zone.forward,
-                    "hosts": [{"names": h.names, "addresses": h.addresses} for h in zone.hosts],
-                }
-                for zone in table.zones
-            ],
-            "clients": [
-                {
-                    "addresses": client.addresses,
-                    "zones": client.zones,
-                    "links": dict(client.links),
-                    "servers": client.servers,
-                }
-                for client in table.clients
-            ],
-        },
-        separators=(",", ":"),
-    ).encode()
+    import msgspec  # the daemon's; the server reads with what Python has
+
+    return msgspec.json.encode({"version": VERSION, "zones": table.zones, "clients": table.clients})
 
 
 def decode(content: bytes) -> Table:
@@ -103,32 +80,36 @@ def decode(content: bytes) -> Table:
         if found["version"] != VERSION:
             raise ValueError(f"a table of version {found['version']!r}")
         return Table(
-            tuple(
-                Zone(
-                    str(zone["id"]),
-                    str(zone["name"]),
-                    str(zone["device"]),
-                    tuple(map(str, zone["listen"])),
-                    bool(zone["forward"]),
-                    tuple(
-                        Host(tuple(map(str, h["names"])), tuple(map(str, h["addresses"])))
-                        for h in zone["hosts"]
-                    ),
-                )
-                for zone in found["zones"]
-            ),
+            tuple(_zone(zone) for zone in found["zones"]),
             tuple(
                 Client(
-                    tuple(map(str, client["addresses"])),
-                    tuple(map(str, client["zones"])),
-                    {str(k): str(v) for k, v in client["links"].items()},
-                    tuple(map(str, client["servers"])),
+                    tuple(client["addresses"]),
+                    tuple(client["zones"]),
+                    dict(client["links"]),
+                    tuple(client["servers"]),
                 )
                 for client in found["clients"]
             ),
         )
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a table of names: {error!r}") from error
+
+
+class _Plain(TypedDict):
+    """A zone as JSON."""
+
+    id: str
+    name: str
+    device: str
+    listen: list[str]
+    forward: bool
+    hosts: list[dict[str, list[str]]]
+
+
+def _zone(zone: _Plain) -> Zone:
+    hosts = tuple(Host(tuple(h["names"]), tuple(h["addresses"])) for h in zone["hosts"])
+    listen = tuple(zone["listen"])
+    return Zone(zone["id"], zone["name"], zone["device"], listen, zone["forward"], hosts)
 
 
 class _Names:
