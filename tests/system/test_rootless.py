@@ -187,3 +187,21 @@ def test_volumes_keep_their_owners_and_tmpfs_ones_are_in_memory(engine: Engine) 
     assert "tmpfs" in memory
     assert "needs root's engine" in limited.stderr
     assert engine.out("budget").startswith("Engine")
+
+
+def test_builds_run_with_the_users_own_ids(engine: Engine) -> None:
+    context = engine.directory / "context"
+    context.mkdir()
+    (context / "f").write_text("x\n")
+    (context / "Dockerfile").write_text(
+        "FROM busybox\nCOPY --chown=5:6 f /f\nRUN chown 7:8 /f && rm /etc/group && id -u\n"
+        "RUN --mount=type=bind,target=/c --mount=type=secret,id=none cat /c/f > /g\n"
+    )
+    os.chown(context, _USER, _USER)
+
+    engine.out("build", "--network", "none", "-t", "mine:1", str(context))
+
+    look = "stat -c '%u:%g' /f; cat /g; ls /etc"
+    shown = engine.out("run", "--rm", "--network", "none", "mine:1", "sh", "-c", look)
+    assert shown.split("\n")[:2] == ["7:8", "x"]
+    assert "group" not in shown.split("\n")[2:]

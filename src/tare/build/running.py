@@ -26,6 +26,7 @@ from tare.build.stage import StageRun, StepError
 from tare.errors import DeniedError, InvalidError, UnsupportedError
 from tare.image.changes import open_layer
 from tare.model.digest import Digest
+from tare.model.networking import NetworkWish
 from tare.model.spec import (
     ContainerSpec,
     LogConfig,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from tare.build.host import Listener, Workplace
 
 HOSTNAME: Final = "buildkitsandbox"
+_ALONE: Final = ("none", "host")
+_DEFAULT: Final = "default"
 HOST_NETWORK: Final = "network.host"
 _LOG_MOST: Final = 2 << 20
 
@@ -110,6 +113,8 @@ def _network(stage: StageRun, instruction: Run) -> str:
                 hint="allow it with: tare build --allow network.host",
             )
         return "host"
+    if asked.network.startswith("container:"):
+        raise UnsupportedError("a build cannot join the network of a container")
     return "" if asked.network in ("", "default", "bridge") else asked.network
 
 
@@ -176,7 +181,8 @@ def _spec(stage: StageRun, wish: _Wish) -> ContainerSpec:
         hostname=HOSTNAME,
         resources=request.resources,
         ulimits=request.ulimits,
-        namespaces=Namespaces(network=wish.network),
+        namespaces=Namespaces(network=wish.network if wish.network in _ALONE else ""),
+        networks=() if wish.network in _ALONE else (NetworkWish(network=wish.network or _DEFAULT),),
         shm_size=request.shm_size,
         auto_remove=True,
         log=LogConfig(driver="none"),
