@@ -43,6 +43,7 @@ from tare.model.state import State
 _HOLDING: Final = frozenset((State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING))
 _DISK_SECONDS: Final = 30.0
 _TIDY_SECONDS: Final = 5.0
+_NOTHING: Final = Budget()
 GROUP_PREFIX: Final = "project-"
 Groups = Callable[[str], cgroup.Group]
 
@@ -121,20 +122,28 @@ class Budgets:
                 said.append(f"the caps of {project or 'the engine'} cannot be set: {error}")
         return said
 
-    def _bound(self, project: str, budget: Budget) -> None:
+    def _bound(self, project: str, budget: Budget, wish: Budget = _NOTHING) -> None:
         if self._groups is None:
             return
         group = self._groups(self.group_path(project))
         if not group.exists():
             group.create()
         _lift(group, budget)
+        said = self._set.get(project) or Budget()
+        explicit = {said.memory, said.nano_cpus, said.pids, wish.memory, wish.nano_cpus, wish.pids}
         for limits, wanted in (
             (cgroup.Limits(memory=budget.memory), budget.memory),
             (cgroup.Limits(nano_cpus=budget.nano_cpus), budget.nano_cpus),
             (cgroup.Limits(pids=budget.pids), budget.pids),
         ):
-            if wanted is not None:
+            if wanted is None:
+                continue
+            try:
                 group.update(limits)
+            except cgroup.UnsupportedLimitError:
+                if wanted in explicit:
+                    raise
+                # A default that this host cannot keep: `doctor` says so.
 
     def group_path(self, project: str) -> str:
         """The control group of the engine, or of a project below it."""
@@ -155,7 +164,7 @@ class Budgets:
         whole = arithmetic.merged(self._defaults, new) if not project else new
         self._check_held(whole, project)
         try:
-            self._bound(project, whole)
+            self._bound(project, whole, wanted)
         except cgroup.UnsupportedLimitError as error:
             raise UnsupportedError(error.strerror or str(error), hint=error.hint) from error
         except OSError as error:
