@@ -160,9 +160,12 @@ class Attachments:
     def _without_default(self, spec: ContainerSpec, wishes: Sequence[NetworkWish]) -> bool:
         """Whether a container that names no network gets none: by choice, or for lack of it."""
         plain = len(wishes) == 1 and not (spec.ports or spec.publish_all)
-        if self._fabric.unavailable:
+        lacking = self._fabric.unavailable
+        if not lacking and self._networks.named(BRIDGE) is None:
+            lacking = "the host has no range of addresses left for a default network"
+        if lacking:
             if not plain:
-                raise UnsupportedError(self._fabric.unavailable)
+                raise UnsupportedError(lacking)
             return True
         return plain and self._networks.settings.default == NONE
 

@@ -100,6 +100,8 @@ class Engine:
         self._fabric: Fabric = fabric or NoFabric("this engine was made without networks")
         self.networks = Networks(store, self.events, self._fabric, self.config.network)
         self._attachments = Attachments(store, self.networks)
+        # After an end, before its removal; and after a start that failed.
+        self._lifecycle.after_end.append(self._attachments.ended)
         self._lifecycle.after_settled.append(self._attachments.ended)
         self._lifecycle.after_started.append(self._attachments.named)
         self.transfers = Transfers(self.volumes, self._lifecycle)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import logging
 import re
 import secrets
 import socket
@@ -55,6 +56,8 @@ from tare.network.values import Driver, Prefix, bridge_name
 
 if TYPE_CHECKING:
     from tare.engine.store import Store
+
+log = logging.getLogger("tare.network")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _ID: Final = re.compile(r"[0-9a-f]{4,64}")
@@ -103,6 +106,11 @@ class Networks:
     def find(self, identity: str) -> NetworkRecord | None:
         """The network of a full id, or None."""
         return self._documents.get(identity)
+
+    def named(self, name: str) -> NetworkRecord | None:
+        """The network of a name, or None."""
+        identity = self._by_name.get(name)
+        return None if identity is None else self._documents.get(identity)
 
     def all(self) -> list[NetworkRecord]:
         """Every network, by name."""
@@ -159,7 +167,11 @@ class Networks:
             if name == BRIDGE:
                 if self.fabric.unavailable:
                     continue  # there will be one when the host can have it
-                found = await asyncio.to_thread(self._free_subnet)
+                try:
+                    found = await asyncio.to_thread(self._free_subnet)
+                except (OSError, ConflictError) as error:
+                    log.error("there is no default network: %s", error)
+                    continue
                 spec = replace(spec, subnets=(found,), options=_default_options(self.settings))
                 interface = bridge_name(self.fabric.tag, identity)
             self._keep(NetworkRecord(
