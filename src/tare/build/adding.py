@@ -80,18 +80,7 @@ async def add(stage: StageRun, instruction: Add, written: Instruction) -> None:
             fetched.append(found)
             digests.append(found.digest)
         parts = {
-            "instruction": json.dumps(
-                [
-                    "add",
-                    destination,
-                    into,
-                    instruction.chmod,
-                    instruction.link,
-                    instruction.unpack,
-                    instruction.keep_git_dir,
-                    [[file.name, file.content] for file in instruction.files],
-                ]
-            ),
+            "instruction": _wish(instruction, destination, into=into),
             "owner": "" if owner is None else f"{owner[0]}:{owner[1]}",
             "files": " ".join(digests),
             **base_of(stage, link=instruction.link),
@@ -118,6 +107,22 @@ async def add(stage: StageRun, instruction: Add, written: Instruction) -> None:
             return await asyncio.to_thread(place)
 
         await stage.layered(written, parts, make, created_by=_told(instruction), files=files)
+
+
+def _wish(instruction: Add, destination: str, *, into: bool) -> str:
+    """What an ADD asks for, beside the files themselves."""
+    return json.dumps(
+        [
+            "add",
+            destination,
+            into,
+            instruction.chmod,
+            instruction.link,
+            instruction.unpack,
+            instruction.keep_git_dir,
+            [[file.name, file.content] for file in instruction.files],
+        ]
+    )
 
 
 class _Adding:

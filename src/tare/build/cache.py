@@ -51,6 +51,7 @@ CREATE INDEX steps_by_layer ON steps(layer);
 CREATE TABLE digests (key TEXT PRIMARY KEY, digest TEXT NOT NULL, used_ns INTEGER NOT NULL) STRICT;
 """
 _FILES_MOST: Final = 5000
+_AGE_NS: Final = 60 * 86400 * 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,10 @@ class Cache:
             rows = self._database.execute(
                 "SELECT DISTINCT layer FROM steps WHERE layer IS NOT NULL"
             ).fetchall()
+            # What makes no layer costs nothing but rows: those go by themselves when they are old.
+            old = (time.time_ns() - _AGE_NS,)
+            self._database.execute("DELETE FROM steps WHERE layer IS NULL AND used_ns < ?", old)
+            self._database.execute("DELETE FROM digests WHERE used_ns < ?", old)
             gone = [(row[0],) for row in rows if not self._lease(Digest(row[0]))]
             if gone:
                 self._database.executemany("DELETE FROM steps WHERE layer = ?", gone)

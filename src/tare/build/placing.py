@@ -216,6 +216,9 @@ class Placement:
 
     def _drop_below(self, path: bytes) -> None:
         """What was placed below a directory that is no more."""
+        placed = self._placed.get(path)
+        if placed is None or placed.entry.kind is not Kind.DIR:
+            return  # the usual case: to look through all that was placed is dear
         for below in [other for other in self._placed if other.startswith(path + b"/")]:
             del self._placed[below]
 

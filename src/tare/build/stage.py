@@ -15,7 +15,7 @@ import os
 import posixpath
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -88,7 +88,6 @@ class Made:
     created_ns: int = 0
     cmd_set: bool = False
     parent: Digest | None = None
-    names: dict[str, str] = field(default_factory=dict)
 
 
 class StageRun:

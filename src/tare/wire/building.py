@@ -28,7 +28,7 @@ from tare.build.request import (
     State,
     Warned,
 )
-from tare.errors import InvalidError, TareError
+from tare.errors import InvalidError, TareError, UnsupportedError
 from tare.image.registry import credentials as registry_credentials
 from tare.image.registry.credentials import Credentials
 from tare.model import strict_json
@@ -57,6 +57,11 @@ def classic(query: Mapping[str, str], tags: list[str], extra_hosts: list[str]) -
         raise InvalidError(
             "BuildKit's protocol is not spoken",
             hint="build with `tare build`, or with DOCKER_BUILDKIT=0",
+        )
+    if _truth(query.get("squash", "")):
+        raise UnsupportedError(
+            "squashing layers is not supported",
+            hint="copy the files of one stage into another: COPY --from",
         )
     epoch_args = _strings("buildargs", query.get("buildargs", ""))
     return BuildRequest(
