@@ -164,3 +164,33 @@ def test_all_exported_names_are_there_and_run_is_callable_beside_the_package() -
     assert all(getattr(tare, name) is not None for name in tare.__all__)
     with pytest.raises(InvalidError, match="unknown option"):
         tare.run("debian", nosuch=1)  # type: ignore[call-arg]  # the mistake under test
+
+
+def test_networks(client: tare.Client, engine: FakeEngine) -> None:
+    shown = {
+        "Id": "n1", "Name": "mine", "Driver": "bridge", "Internal": True,
+        "IPAM": {"Config": [{"Subnet": "10.1.0.0/24"}]},
+    }  # fmt: skip
+    engine.answers["POST /networks/create"] = Answer(201, {"Id": "n1", "Warning": ""})
+    engine.answers["GET /networks"] = Answer(200, [shown])
+    engine.answers["POST /networks/mine/connect"] = Answer(200, None)
+    engine.answers["POST /networks/prune"] = Answer(200, {"NetworksDeleted": ["mine"]})
+
+    assert client.networks.create("mine", subnets=["10.1.0.0/24"], internal=True) == "n1"
+    found = client.networks.list(filters=["driver=bridge"])[0]
+    assert (found.name, found.subnets, found.internal) == ("mine", ("10.1.0.0/24",), True)
+    client.networks.connect("mine", "web", aliases=["www"])
+    assert client.networks.prune() == ("mine",)
+    sent = engine.of("POST", "/networks/mine/connect")[0].json()
+    assert sent == {"Container": "web", "EndpointConfig": {"Aliases": ["www"]}}
+
+
+def test_run_names_networks_and_ports(client: tare.Client, engine: FakeEngine) -> None:
+    engine.answers["POST /tare/run"] = Answer(stream=_end())
+
+    client.run("debian", ["x"], network=["front", "back"], publish=["8080:80"], network_rate="1m")
+
+    host = engine.of("POST", "/tare/run")[0].json()["HostConfig"]
+    assert isinstance(host, dict)
+    assert host["NetworkMode"] == "front" and host["NetworkRate"] == 1 << 20
+    assert host["PortBindings"] == {"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Unpack
 from tare.client import document, runspec, streams
 from tare.client.cli.ps import filters as encoded_filters
 from tare.client.document import flag, mapping, number, text
+from tare.client.sdk_networks import Networks
 from tare.client.sdk_values import (
     ContainerSummary,
     ImageSummary,
@@ -337,6 +338,7 @@ class Client:
         self._daemon = Daemon(host)
         self.containers = Containers(self._daemon)
         self.images = Images(self._daemon)
+        self.networks = Networks(self._daemon)
         self.volumes = Volumes(self._daemon)
 
     def __enter__(self) -> Client:

@@ -39,7 +39,15 @@ class Options(TypedDict, total=False):
     read_only: bool
     privileged: bool
     init: bool
-    network: str
+    network: str | Sequence[str]
+    network_alias: Sequence[str]
+    network_rate: str | int
+    publish: Sequence[str]
+    publish_all: bool
+    expose: Sequence[str]
+    ip: str
+    add_host: Sequence[str]
+    dns: Sequence[str]
     cap_add: Sequence[str]
     cap_drop: Sequence[str]
     security_opt: Sequence[str]
