@@ -105,14 +105,18 @@ def _end(record: Record) -> tuple[list[str], list[str]]:
                 f"a process in it was killed by the kernel's OOM killer: it wanted more than its"
                 f" memory limit of {arithmetic.size(limit)}{when}"
             )
-            advice.append(f"give it more: tare update --memory {_more(limit)} {record.name}")
+            swap = record.spec.resources.memory_swap or 0
+            both = f" --memory-swap {_more(max(swap, limit))}" if swap > 0 else ""
+            advice.append(f"give it more: tare update --memory {_more(limit)}{both} {record.name}")
         else:
             found.append(
                 "a process in it was killed by the kernel's OOM killer, and it has no limit of its"
                 f" own: all containers together had reached the engine's budget, or the host{when}"
             )
             advice.append("see who uses what: tare stats --no-stream, tare budget")
-    if 128 < code < 128 + 65:
+    if record.oom_killed and code == 128 + signal.SIGKILL:
+        found.append("exit code 137: that was its first process, so the container ended")
+    elif 128 < code < 128 + 65:
         found.append(f"{_signalled(record, code - 128)}{'' if record.oom_killed else when}")
     elif not record.oom_killed or code:
         words = _MEANINGS.get(code, "it ended by itself; what the code means, the program says")
