@@ -155,11 +155,12 @@ def test_standard_input_reaches_the_program_and_ends(host: Host) -> None:
     assert found.stdout == text
 
 
-def test_unknown_image_says_that_pulling_is_not_there(host: Host) -> None:
-    found = host.docker("run", "--rm", "nothing", check=False)
+def test_an_image_whose_registry_does_not_answer_is_told_so(host: Host) -> None:
+    found = host.docker("run", "--rm", "127.0.0.1:1/nothing", check=False)
 
     assert found.returncode == 125
-    assert "pulling 'nothing:latest' from a registry is not supported yet" in found.stderr
+    assert "Unable to find image '127.0.0.1:1/nothing:latest' locally" in found.stderr
+    assert "127.0.0.1:1 cannot be reached: Connection refused" in found.stderr
 
 
 def test_a_terminal_has_a_size_and_takes_input(host: Host) -> None:

@@ -61,13 +61,17 @@ MISTAKES = [
     Mistake("no image", ("run",), 1,
             "tare: 'tare run' requires at least 1 argument\n"
             "  Usage: tare run [OPTIONS] IMAGE [COMMAND] [ARG...]\n  See 'tare run --help'.\n"),
-    Mistake("an image that is not there", ("run", "alpine"), 125,
+    Mistake("an image that is not there", ("run", "--pull", "never", "alpine"), 125,
             "tare: unable to find image 'alpine:latest' locally\n"
             "  Load it (`tare load -i FILE`), or make a base image with "
             "`tare image bootstrap debian:bookworm`.\n  `tare images` lists what is there.\n"),
-    Mistake("pull", ("pull", "debian"), 1,
-            "tare: `tare pull` is not there yet\n  Make a base image with `tare image bootstrap "
-            "debian:bookworm`, or `tare load` one.\n"),
+    Mistake("a registry that is not there", ("run", "127.0.0.1:1/alpine"), 125,
+            "Unable to find image '127.0.0.1:1/alpine:latest' locally\n"
+            "tare: 127.0.0.1:1 cannot be reached: Connection refused\n"
+            "  see that its name is right and that the engine's host has a network; a proxy is "
+            "what HTTPS_PROXY names in the engine's environment\n"),
+    Mistake("a name that is none", ("pull", "Debian"), 1,
+            "tare: invalid reference format: repository name (library/Debian) must be lowercase\n"),
     Mistake("a program that is not in the image", ("run", "--rm", "busybox", "python3"), 127,
             'tare: exec: "python3": executable file not found in $PATH\n'
             "  check the spelling, or give the full path inside the image\n"),

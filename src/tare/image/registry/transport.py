@@ -160,8 +160,7 @@ class Transport:
             )
         except (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError) as error:
             raise LineError(
-                f"{method} {url.with_query(None)}: {_said(error)}",
-                hint=_advice(error, host),
+                f"{host} cannot be reached: {_said(error)}", hint=_advice(error, host)
             ) from error
 
     def _context(self, host: str) -> ssl.SSLContext:
@@ -257,7 +256,10 @@ def _advice(error: BaseException, host: str) -> str:
         )
     if isinstance(error, aiohttp.ClientSSLError):
         return f'if it speaks plain HTTP: [registries."{host}"] insecure = true in config.toml'
-    return ""
+    return (
+        "see that its name is right and that the engine's host has a network; a proxy is what"
+        " HTTPS_PROXY names in the engine's environment"
+    )
 
 
 async def limited(response: aiohttp.ClientResponse, limit: int, what: str) -> bytes:
