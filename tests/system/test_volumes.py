@@ -529,6 +529,44 @@ def test_kill_9_of_the_daemon_while_volumes_are_made_leaves_whole_ones_or_none(
         assert [name for name in left if name.startswith((".new", ".gone"))] == []
 
 
+@pytest.fixture(scope="module")
+def many(session_directory: Path, engine: Engine) -> int:
+    """An image with many files at /many: filling a volume from it takes a while."""
+    root = images.lay_busybox(session_directory / "many-root")
+    (root / "many").mkdir()
+    count = 4000
+    for number in range(count):
+        (root / f"many/{number}").write_text("x")
+    archive = session_directory / "many.tar"
+    images.docker_archive(root, archive, "many:latest", {"Cmd": ["sh"], "Env": ["PATH=/bin"]})
+    engine.out("load", "-q", "-i", str(archive))
+    return count
+
+
+def test_kill_9_while_a_volume_is_filled_leaves_it_empty_or_whole(
+    engine: Engine, many: int
+) -> None:
+    caught = 0
+    for attempt in range(3):
+        name = f"filled{attempt}"
+        mark = engine.state / f"volumes/{name}/filling"
+        client = engine.begin("run", "--rm", "--network", "none", "-v", f"{name}:/many", "many")
+        while not mark.exists() and client.poll() is None:
+            pass
+        engine.kill(engine.daemon())
+        caught += mark.exists()
+        client.communicate(timeout=40)
+
+        engine.out("volume", "ls")  # the next daemon
+        left = len(os.listdir(engine.state / f"volumes/{name}/_data"))
+        seen = run(engine, "-v", f"{name}:/many", "many", "sh", "-c", "ls /many | wc -l")
+
+        assert left in (0, many)
+        assert int(seen) == many
+        assert not mark.exists()
+    assert caught, "no kill fell into a filling"
+
+
 def test_what_a_killed_export_had_frozen_goes_on(engine: Engine) -> None:
     engine.out(
         "run", "-d", "--name", "frozen", "--network", "none", "-v", "db:/v", "stocked",
