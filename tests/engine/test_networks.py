@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fakes.fabric import RememberingFabric
+from tare.engine import generated
 from tare.engine.attachments import Attachments
 from tare.engine.events import Events
 from tare.engine.networks import Networks
@@ -526,5 +527,36 @@ def test_starts_at_once_have_each_an_address_until_none_is_left(bench: Bench) ->
         assert len({record.networks[0].ipv4 for record in started}) == 253
         with pytest.raises(ConflictError, match="no address is left"):
             await bench.start(bench.container("late", "mine"))
+
+    run(work())
+
+
+def test_a_bridge_that_was_deleted_by_hand_is_made_again(bench: Bench) -> None:
+    async def work() -> None:
+        identity = await bench.network("mine")
+        bench.fabric.bridges.clear()
+        await bench.start(bench.container("web", "mine"))
+
+        assert identity in bench.fabric.bridges
+
+    run(work())
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["on its loopback", "elsewhere"])
+def test_the_default_network_asks_our_server_only_where_the_hosts_cannot_be_asked(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, local: bool
+) -> None:
+    text = f"nameserver {'127.0.0.53' if local else '192.0.2.53'}\nsearch corp\n"
+    monkeypatch.setattr(generated, "_read", lambda path: text)
+
+    async def work() -> None:
+        record = await bench.start(bench.container("web", "default"))
+        await bench.attachments.named(record)
+        gateway = record.networks[0].gateway
+        asked = Path(record.workload_dir, "files/resolv.conf").read_text().splitlines()
+
+        assert asked == [f"nameserver {gateway if local else '192.0.2.53'}", "search corp"]
+        assert [zone.listen for zone in bench.fabric.table.zones] == ([(gateway,)] if local else [])
+        assert all(zone.hosts == () for zone in bench.fabric.table.zones)  # nobody has a name there
 
     run(work())

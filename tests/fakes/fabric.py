@@ -51,6 +51,9 @@ class RememberingFabric:
     def host_prefixes(self, own: Collection[str]) -> Sequence[Prefix]:
         return self.routes
 
+    def there(self, interface: str) -> bool:
+        return any(network.interface == interface for network in self.bridges.values())
+
     def interface(self, network: Network, endpoint: Endpoint) -> Interface:
         return Interface(
             parent=network.interface,

@@ -62,6 +62,10 @@ class Fabric(Protocol):
         """Where the host has routes to, its interfaces *own* left out."""
         ...
 
+    def there(self, interface: str) -> bool:
+        """Whether the host has an interface of that name."""
+        ...
+
     def interface(self, network: Network, endpoint: Endpoint) -> Interface:
         """What a start makes of an endpoint."""
         ...
@@ -157,6 +161,14 @@ class HostFabric:
     def host_prefixes(self, own: Collection[str]) -> Sequence[Prefix]:
         """From the kernel's routes."""
         return addresses.host_prefixes(own)
+
+    def there(self, interface: str) -> bool:
+        """By if_nametoindex(3), which sees the daemon's own namespace."""
+        try:
+            socket.if_nametoindex(interface)
+        except OSError:
+            return False
+        return True
 
     def interface(self, network: Network, endpoint: Endpoint) -> Interface:
         """Pure."""
@@ -286,6 +298,10 @@ class NoFabric:
         """None are known."""
         return ()
 
+    def there(self, interface: str) -> bool:
+        """None is looked for."""
+        return False
+
     def interface(self, network: Network, endpoint: Endpoint) -> Interface:
         """There is none."""
         raise self._refuse()
@@ -337,7 +353,9 @@ def fabric_of(paths: Paths) -> Fabric:
     """What the engine of *paths* can have on this host."""
     if paths.rootless:
         # Root in a namespace of its user's, which does not own the host's network.
-        return NoFabric("networks and published ports need an engine that runs as root")
+        from tare.engine.user_fabric import UserFabric
+
+        return UserFabric()
     return HostFabric(str(paths.state), str(paths.run))
 
 

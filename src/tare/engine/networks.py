@@ -15,7 +15,6 @@ import contextlib
 import logging
 import re
 import secrets
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -216,13 +215,14 @@ class Networks:
         return identity, warnings
 
     async def ready(self, record: NetworkRecord) -> None:
-        """Make sure that the bridge of a network is there before the first one uses it."""
+        """Make sure that the bridge of a network is there: also one that was deleted by hand."""
         if record.id in self._removing:
             raise MissingError(f"network {record.name} is being removed", exit_code=125)
-        if record.id not in self._settled:
-            async with self._lock:
-                if record.id not in self._settled:
-                    await self._settle(record)
+        if record.id in self._settled and self.fabric.there(record.interface):
+            return
+        async with self._lock:
+            if record.id not in self._settled or not self.fabric.there(record.interface):
+                await self._settle(record)
 
     async def _settle(self, record: NetworkRecord) -> None:
         await self.fabric.settle(network_values.network(record))
@@ -259,7 +259,7 @@ class Networks:
             if not parent:
                 raise InvalidError("a macvlan network needs an interface", hint="-o parent=eth0")
             network_values.interface_name(parent)
-            if not _there(parent):
+            if not self.fabric.there(parent):
                 raise MissingError(f"the host has no interface {parent}")
             return parent
         name = spec.options.get(NAME_OPTION, "")
@@ -267,7 +267,7 @@ class Networks:
             return bridge_name(self.fabric.tag, identity)
         network_values.interface_name(name)
         holder = next((r.name for r in self.all() if r.interface == name), "")
-        if holder or _there(name):
+        if holder or self.fabric.there(name):
             whose = f"of the network {holder}" if holder else "that the engine did not make"
             raise ConflictError(f"there is an interface {name} {whose} already")
         return name
@@ -388,15 +388,6 @@ class Networks:
         self._documents.delete(record.id)
         self._by_name.pop(record.name, None)
         self._settled.discard(record.id)
-
-
-def _there(interface: str) -> bool:
-    """Whether the engine's network namespace has an interface of that name."""
-    try:
-        socket.if_nametoindex(interface)
-    except OSError:
-        return False
-    return True
 
 
 def _labelled(record: NetworkRecord, wanted: str) -> bool:
