@@ -162,6 +162,28 @@ def test_the_history_of_an_image_is_a_cache_where_it_is_trusted(
     assert done.ran() == []
 
 
+def test_builds_beside_prunes_and_each_other_all_come_about(builds: Builds) -> None:
+    files = {"Dockerfile": "FROM busybox\nRUN echo {} > /f\nCOPY x /x\n", "x": "x"}
+    errors: list[str] = []
+
+    def build(number: int) -> None:
+        for turn in range(4):
+            text = files["Dockerfile"].format(number % 2)
+            done = builds.build({**files, "Dockerfile": text}, t=f"beside:{number}-{turn}")
+            errors.append(done.error)
+
+    threads = [threading.Thread(target=build, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        builds.ask("POST", "/build/prune?all=1")
+        builds.ask("POST", "/images/prune")
+
+    assert errors == [""] * 16
+    for number in range(4):
+        assert builds.read(f"beside:{number}-3", "f") == f"{number % 2}\n"
+
+
 # --- the language ---------------------------------------------------------------------------------
 
 
@@ -383,6 +405,41 @@ def test_a_repository_is_a_context_and_a_source(builds: Builds, web: tuple[Path,
     assert not source.error
     assert builds.read("git:2", "r/sub/f") == "cloned"
     assert "r/.git" not in builds.files("git:2")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_submodules_come_along_but_not_from_the_hosts_own_files(
+    builds: Builds, web: tuple[Path, str]
+) -> None:
+    root, address = web
+    user = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "protocol.file.allow=always"]
+
+    def git(*words: str | Path) -> None:
+        subprocess.run(["git", *user, *map(str, words)], check=True, capture_output=True)
+
+    def published(name: str) -> None:
+        git("clone", "-q", "--bare", root / name, root / f"{name}.git")
+        git("-C", root / f"{name}.git", "update-server-info")
+
+    for name in ("inner", "good", "evil"):
+        git("init", "-q", "-b", "main", root / name)
+        (root / name / "f").write_text(name)
+        git("-C", root / name, "add", "f")
+        git("-C", root / name, "commit", "-q", "-m", "m")
+    published("inner")
+    git("-C", root / "good", "submodule", "--quiet", "add", f"{address}/inner.git", "sub")
+    git("-C", root / "evil", "submodule", "--quiet", "add", f"file://{root}/inner.git", "sub")
+    for name in ("good", "evil"):
+        git("-C", root / name, "commit", "-q", "-m", "s")
+        published(name)
+    text = "FROM scratch\nADD {}/{}.git#main /r\n"
+
+    good = builds.build({"Dockerfile": text.format(address, "good")}, t="sub:1")
+    evil = builds.build({"Dockerfile": text.format(address, "evil")})
+
+    assert not good.error
+    assert builds.read("sub:1", "r/sub/f") == "inner"
+    assert "file" in evil.error
 
 
 # --- reproducible ---------------------------------------------------------------------------------

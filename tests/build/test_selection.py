@@ -79,7 +79,10 @@ def names(selection: Selection) -> list[str]:
         ("*/b", ["b"]),
         (
             ".",
-            ["[z]", "[z]/f", "a", "d", "d/b", "d/e", "d/e/c", "n?p", "n?p/f", "nop", "nop/f", "x y"],
+            [
+                "[z]", "[z]/f", "a", "d", "d/b", "d/e", "d/e/c", "n?p", "n?p/f", "nop", "nop/f",
+                "x y",
+            ],
         ),
     ],
 )  # fmt: skip

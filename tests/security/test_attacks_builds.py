@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import io
 import json
 import os
@@ -228,6 +229,36 @@ def test_an_address_is_no_option_and_no_way_to_the_hosts_own_services(
 
     assert done.error and added.error
     assert "meta-data" not in done.text
+
+
+class Elsewhere(http.server.BaseHTTPRequestHandler):
+    """Sends everybody to the metadata service."""
+
+    def do_GET(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", "http://169.254.169.254/latest/meta-data/")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.mark.attack("A38")
+def test_a_redirect_is_looked_at_like_an_address(builds: Builds) -> None:  # noqa: F811
+    server = http.server.HTTPServer(("127.0.0.1", 0), Elsewhere)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}/x"
+        done = builds.build({"Dockerfile": f"FROM scratch\nADD {address} /x\n"})
+        cloned = builds.build({"Dockerfile": f"FROM scratch\nADD {address}.git /x\n"})
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+    assert "builds do not fetch from there" in done.error
+    assert cloned.error
 
 
 @pytest.mark.attack("A38")

@@ -49,6 +49,7 @@ _REDIRECTS: Final = 5
 _SECONDS: Final = 600
 _NOBODY: Final = 65534
 _GIT_SECONDS: Final = 1800
+_DEPTH: Final = 8
 _PIECE: Final = 1 << 20
 _MOST: Final = 1 << 40
 _METADATA: Final = ipaddress.ip_address("fd00:ec2::254")
@@ -381,9 +382,8 @@ async def _checked_out(
         await run("update-ref", "FETCH_HEAD", await _known_ref(run, ref))
     await run("checkout", "--quiet", "--detach", "FETCH_HEAD")
     commit = (await run("rev-parse", "--verify", "HEAD")).strip()
-    if (work / ".gitmodules").is_file():
-        await run("remote", "add", "origin", "--", address.repository)
-        await run("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
+    await run("remote", "add", "--", "origin", address.repository)
+    await _submodules(run, work, _DEPTH)
     if not keep_git:
         for found in (*work.rglob(".git"),):
             if found.is_dir() and not found.is_symlink():
@@ -391,6 +391,31 @@ async def _checked_out(
             else:
                 found.unlink(missing_ok=True)
     return work, commit
+
+
+async def _submodules(run: _Git, work: Path, depth: int) -> None:
+    """Fetch the submodules, each only from where a build may fetch; and theirs."""
+    modules = work / ".gitmodules"
+    if not modules.is_file() or modules.is_symlink():
+        return
+    if depth == 0:
+        raise InvalidError(f"the repository has submodules nested deeper than {_DEPTH}")
+    here = run.at(work)
+    told = await here("config", "--file", ".gitmodules", "--get-regexp", r"^submodule\..*\.url$")
+    for line in told.splitlines():
+        url = line.partition(" ")[2].strip()
+        if not url.startswith(("./", "../")):  # those are of the host that was checked already
+            await _check_host(git_address(url.partition("#")[0]).repository)
+    try:
+        await here("submodule", "--quiet", "update", "--init", "--depth=1")
+    except FailedError:
+        await here("submodule", "--quiet", "update", "--init", "--no-recommend-shallow")
+    paths = await here("config", "--file", ".gitmodules", "--get-regexp", r"^submodule\..*\.path$")
+    for line in paths.splitlines():
+        below = line.partition(" ")[2].strip()
+        if ".." in below.split("/") or below.startswith("/"):
+            raise InvalidError(f"the repository has a submodule at {below[:200]!a}")
+        await _submodules(run, work / below, depth - 1)
 
 
 async def _known_ref(run: _Git, ref: str) -> str:
@@ -408,6 +433,7 @@ class _Git:
     def __init__(self, program: str, work: Path, home: Path) -> None:
         self._program = program
         self._work = work
+        self._home = home
         self._environment = {
             "PATH": "/usr/bin:/bin",
             "HOME": os.fspath(home),
@@ -421,11 +447,15 @@ class _Git:
             "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oClearAllForwardings=yes",
         }
 
+    def at(self, work: Path) -> _Git:
+        """The same, in another directory."""
+        return _Git(self._program, work, self._home)
+
     async def __call__(self, *words: str) -> str:
         options = ["-c", "core.hooksPath=/dev/null", "-c", "protocol.file.allow=never"]
         options += ["-c", "protocol.ext.allow=never", "-c", "credential.helper="]
         options += ["-c", "core.symlinks=true", "-c", "core.fsmonitor=false"]
-        options += ["-c", "advice.detachedHead=false"]
+        options += ["-c", "advice.detachedHead=false", "-c", "http.followRedirects=false"]
         identity = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
         process = await asyncio.create_subprocess_exec(
             self._program,
