@@ -468,6 +468,62 @@ def test_a_pull_that_follows_one_that_was_left_waits_for_its_file(
     assert not [*desk.partials.directory.iterdir()]
 
 
+def test_who_shares_a_download_that_fails_asks_its_own_registry(
+    desk: Desk, registry: FakeRegistry, other: FakeRegistry
+) -> None:
+    made = registry.put_image("a/b", "1", [TWO])
+    other.put_image("a/b", "1", [TWO])
+    path = sha256(made.blobs[0])
+
+    async def lie(request: web.Request) -> web.StreamResponse | None:
+        """The first to be asked waits until the second pull has come as far, and lies."""
+        if not request.path.endswith(path):
+            return None
+        while len([one for one in desk.told if isinstance(one, LayerNotice)]) < 2:
+            await asyncio.sleep(0.01)
+        return web.Response(body=bytes(len(made.blobs[0])))
+
+    other.hooks.append(lie)
+
+    async def late(request: web.Request) -> web.StreamResponse | None:
+        while not other.of("GET", path):
+            await asyncio.sleep(0.01)
+        return None
+
+    registry.hooks.append(late)
+
+    async def work() -> list[object]:
+        downloads = Downloads(desk.store, desk.partials, parallel=2)
+        puller = Puller(desk.store, desk.partials, downloads)
+        async with Transport(QUICK) as transport:
+            names = [Reference.parse(f"{one.host}/a/b:1") for one in (other, registry)]
+            pulls = [puller.pull(transport, name, desk.told.append) for name in names]
+            found = await asyncio.gather(*pulls, return_exceptions=True)
+        downloads.close()
+        return [*found]
+
+    liar, honest = asyncio.run(work())
+
+    assert isinstance(liar, InvalidError)
+    assert not isinstance(honest, BaseException), honest
+    assert desk.content(reference(registry)) == [TWO]
+
+
+def test_more_than_the_registry_has_is_thrown_away(desk: Desk, registry: FakeRegistry) -> None:
+    made = registry.put_image("a/b", "1", [TWO])
+    digest = Digest.parse(sha256(made.blobs[0]))
+    desk.partials.path(digest).write_bytes(made.blobs[0][:1000])
+
+    async def beyond(request: web.Request) -> web.StreamResponse | None:
+        return web.Response(status=416) if "Range" in request.headers else None
+
+    registry.hooks.append(beyond)
+
+    desk.pull(reference(registry))
+
+    assert desk.content(reference(registry)) == [TWO]
+
+
 def test_old_partials_are_collected_and_those_in_use_are_not(desk: Desk) -> None:
     old, new, used = (Digest.of(word) for word in (b"old", b"new", b"used"))
     for digest in (old, new, used):

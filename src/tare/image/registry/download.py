@@ -25,13 +25,14 @@ from tare.image.index import Lease
 from tare.image.layers import LayerInfo
 from tare.image.registry.client import Repository
 from tare.image.registry.partial import Growing, Partials
-from tare.image.registry.transport import LineError, pause
+from tare.image.registry.transport import AnswerError, LineError, pause
 from tare.image.store import ImageStore, on_disk
 from tare.model.digest import Digest
 from tare.model.oci import Descriptor
 
 _WRITE: Final = 1 << 20
 _PROGRESS: Final = 1 << 20  # bytes without which an attempt was none
+_BEYOND: Final = 416  # what we have is more than the registry's blob
 _TELL_SECONDS: Final = 0.1
 
 
@@ -103,13 +104,38 @@ class Downloads:
         self._writers.shutdown()
 
     async def layer(self, wanted: Wanted, lease: Lease, tell: Tell) -> LayerInfo:
-        """The layer, on disk, verified and kept by *lease*. Cancelling stops what only we want."""
+        """The layer, on disk, verified and kept by *lease*. Cancelling stops what only we want.
+
+        What somebody else began is waited for; when it fails, our own registry is asked.
+        """
         key = (wanted.blob.digest, wanted.diff_id)
-        while (job := self._jobs.get(key)) is not None and job.leaving:
-            await job.gone.wait()  # its file is not ours yet
-        if job is None:
-            job = self._jobs[key] = _Job(self._store)
-            job.task = asyncio.create_task(self._run(wanted, job))
+        while True:
+            job = await self._joinable(key)
+            own = job is None
+            if job is None:
+                job = self._jobs[key] = _Job(self._store)
+                job.task = asyncio.create_task(self._run(wanted, job))
+            try:
+                return await self._wait_for(key, job, lease, tell)
+            except TareError:
+                if own:
+                    raise
+
+    async def _joinable(self, key: tuple[Digest, Digest]) -> _Job | None:
+        """The job to wait for, or None when there is none and the blob's file is nobody's."""
+        while True:
+            job = self._jobs.get(key)
+            if job is not None and not job.leaving:
+                return job
+            # A blob may be asked for with two diff_ids (one of which is a lie): one by one.
+            busy = [one for (blob, _), one in self._jobs.items() if blob == key[0]]
+            if not busy:
+                return None
+            await busy[0].gone.wait()
+
+    async def _wait_for(
+        self, key: tuple[Digest, Digest], job: _Job, lease: Lease, tell: Tell
+    ) -> LayerInfo:
         assert job.task is not None
         job.listeners.append(tell)
         tell(job.last)
@@ -169,7 +195,8 @@ class Downloads:
             except (InvalidError, FailedError) as error:
                 # A broken line left good bytes; any other failure may be theirs.
                 line = receiving.done() and receiving.exception() is error
-                keep = line and not isinstance(error, InvalidError)
+                short = isinstance(error, AnswerError) and error.status == _BEYOND
+                keep = line and not short and not isinstance(error, InvalidError)
                 if not keep and resumed:
                     raise _StaleError from error
                 raise
