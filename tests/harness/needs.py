@@ -133,6 +133,7 @@ PROBES: Final[dict[str, Callable[[], str]]] = {
     "gcc": _program("gcc"),
     "newuidmap": _program("newuidmap"),
     "nft": _program("nft"),
+    "pasta": _program("pasta"),
     "qemu": _program("qemu-system-x86_64"),
     "ip": _program("ip"),
 }

@@ -6,7 +6,10 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -42,6 +45,11 @@ def _as_user(directory: Path) -> tuple[str, ...]:
         (directory / name).chmod(0o644)
         lines.append(f"mount --bind {directory}/{name} /etc/{name}")
     lines.append(f'exec setpriv --reuid {_USER} --regid {_USER} --clear-groups "$@"')
+    # Where only root may make tunnels, a node of the user's own stands for the host's.
+    if Path("/dev/net/tun").exists() and shutil.which("pasta"):
+        os.mknod(directory / "tun", 0o666 | stat.S_IFCHR, os.makedev(10, 200))
+        os.chmod(directory / "tun", 0o666)
+        lines.insert(1, f"mount --bind {directory}/tun /dev/net/tun")
     private = ("unshare", "--mount", "--propagation", "private")
     return (*private, "/bin/sh", "-c", "\n".join(lines), "sh")
 
@@ -187,6 +195,54 @@ def test_volumes_keep_their_owners_and_tmpfs_ones_are_in_memory(engine: Engine) 
     assert "tmpfs" in memory
     assert "needs root's engine" in limited.stderr
     assert engine.out("budget").startswith("Engine")
+
+
+@pytest.mark.needs("pasta")
+def test_a_published_port_and_the_way_out(engine: Engine) -> None:
+    """The host's loopback stays closed to the container (attack A43)."""
+    with socket.create_server(("0.0.0.0", 0)) as outside, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = free.getsockname()[1]
+        free.close()
+        script = "while :; do echo inside | nc -l -p 80; done"
+        run = ("run", "-d", "--name", "way", "-p", f"127.0.0.1:{number}:80", "busybox")
+        engine.out(*run, "sh", "-c", script)
+        try:
+            deadline = time.monotonic() + 30
+            answer = b""
+            while answer != b"inside\n" and time.monotonic() < deadline:
+                with (
+                    contextlib.suppress(OSError),
+                    socket.create_connection(("127.0.0.1", number), 30) as client,
+                ):
+                    client.shutdown(socket.SHUT_WR)
+                    answer = client.recv(100)
+            assert answer == b"inside\n"
+            shown = engine.out("exec", "way", "ip", "-o", "addr", "show", "eth0")
+            address = engine.out("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "way")
+            assert f"inet {address}/16" in shown
+            assert "inet6 " not in shown
+            port = outside.getsockname()[1]
+            for host in ("127.0.0.1", address.rpartition(".")[0] + ".1"):
+                assert engine.tare("exec", "way", "nc", "-w", "1", host, str(port)).returncode
+            taken = engine.tare("run", "--rm", "-p", f"127.0.0.1:{number}:80", "busybox", "true")
+            assert taken.returncode == 125
+            assert "in use" in taken.stderr or "way" in taken.stderr
+        finally:
+            engine.out("rm", "-f", "way")
+        with socket.socket() as again:  # its program is gone, and the port is free
+            again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            again.bind(("127.0.0.1", number))
+            again.listen()
+
+
+@pytest.mark.needs("pasta")
+def test_networks_of_its_own_need_root(engine: Engine) -> None:
+    done = engine.tare("network", "create", "mine")
+
+    assert done.returncode != 0
+    assert "needs an engine that runs as root" in done.stderr
+    assert "mine" not in engine.out("network", "ls")
 
 
 def test_builds_run_with_the_users_own_ids(engine: Engine) -> None:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from ipaddress import IPv6Interface, ip_address, ip_interface, ip_network
 from typing import Final, Self, TypedDict
 
-from tare.kernel import rtnetlink, tap
+from tare.kernel import process, rtnetlink, tap
 from tare.kernel.netlink import Message, visiting
 from tare.kernel.rtnetlink import Routing
 
@@ -45,6 +45,7 @@ class Plain(TypedDict):
     alias: str
     mode: str
     hairpin: bool
+    ports: list[tuple[str, int, int, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,8 @@ class Interface:
     is the interface on whose wire it is. ``gateways`` are those of the default routes.
     ``routes`` are further ones: destination and gateway. Without ``ipv6`` it has no IPv6 address
     at all. ``rate`` is in bytes a second, 0 for none; ``mode`` is a macvlan's. ``hairpin``: what
-    it sends may come back to it, where the host filters bridged frames.
+    it sends may come back to it, where the host filters bridged frames. ``ports`` (address and
+    port of the host, port inside, protocol) are for kinds that publish by themselves.
     """
 
     kind: str = VETH
@@ -73,11 +75,12 @@ class Interface:
     alias: str = ""
     mode: str = "bridge"
     hairpin: bool = False
+    ports: tuple[tuple[str, int, int, str], ...] = ()
 
     def plain(self) -> Plain:
         """As JSON."""
         values = asdict(self)
-        for name in ("addresses", "gateways", "routes"):
+        for name in ("addresses", "gateways", "routes", "ports"):
             values[name] = list(values[name])
         plain: Plain = values  # type: ignore[assignment]  # the same fields
         return plain
@@ -91,6 +94,7 @@ class Interface:
             "addresses": tuple(plain["addresses"]),
             "gateways": tuple(plain["gateways"]),
             "routes": tuple((to, via) for to, via in plain["routes"]),
+            "ports": tuple((host, n, inside, kind) for host, n, inside, kind in plain["ports"]),
         }
         return cls(**changed)  # type: ignore[arg-type]  # the same fields
 
@@ -235,7 +239,14 @@ class Attacher:
         with _named(wanted):
             if wanted.kind != VETH:
                 raise OSError(errno.EOPNOTSUPP, f"a machine cannot be linked by {wanted.kind}")
-            descriptor = tap.create(wanted.host_name)
+            try:
+                descriptor = tap.create(wanted.host_name)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EBUSY, errno.EEXIST):
+                    raise
+                # The name is taken by a link of its former self that is being taken down.
+                self.detach(wanted.host_name)
+                descriptor = tap.create(wanted.host_name)
             try:
                 index, bridge = _index(wanted.host_name), _index(wanted.parent)
                 name = wanted.host_name
@@ -313,6 +324,24 @@ def _inside(wanted: Interface, index: int) -> list[Message]:
     if wanted.rate:
         messages.append(rtnetlink.token_bucket(index, wanted.rate, name))
     return messages
+
+
+def disable_ipv6(pid: int) -> None:
+    """No interface that comes into the network namespace of *pid* later has IPv6 by itself.
+
+    A child goes there: without privilege over the own namespace there is no way back.
+    """
+    namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    child, pidfd = process.spawn(0)
+    if child == 0:
+        try:
+            process.join_namespaces(namespace, process.CLONE_NEWNET)
+            _set_ipv6("default", on=False)
+        finally:
+            os._exit(0)
+    os.close(namespace)
+    os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    os.close(pidfd)
 
 
 def _set_ipv6(name: str, *, on: bool) -> None:

@@ -37,7 +37,7 @@ from typing import Final
 
 from tare.errors import ConflictError, FailedError, MissingError, TareError
 from tare.kernel import cgroup, confine, process
-from tare.run import entering, launching, rootfs
+from tare.run import entering, launching, rootfs, uplink
 from tare.run.launching import Context, Launch
 from tare.run.logs import STDERR, STDOUT, LogWriter
 from tare.run.output import Stream
@@ -357,6 +357,8 @@ class Keeper:
             stream.finish()
         if kept.log is not None:
             kept.log.close()
+        if any(one["kind"] == uplink.USER for one in kept.sandbox["interfaces"]):
+            uplink.end(kept.sandbox["run_dir"])  # its ports are free before the exit is told
         exit_record: Message = {
             "event": "exit",
             "id": identity,
