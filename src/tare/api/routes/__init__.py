@@ -5,6 +5,7 @@ from __future__ import annotations
 from tare.api.routes import (
     absent,
     archives,
+    audit,
     budget,
     building,
     containers,
@@ -25,7 +26,7 @@ from tare.api.routing import Routes
 def install(routes: Routes) -> None:
     """Add every path of the API to *routes*."""
     for noun in (
-        absent, archives, budget, building, containers, execs, images, machines, networks, observe,
-        own, registries, streaming, system, volumes,
+        absent, archives, audit, budget, building, containers, execs, images, machines, networks,
+        observe, own, registries, streaming, system, volumes,
     ):  # fmt: skip
         noun.install(routes)

@@ -1,0 +1,1 @@
+"""Checks of host, engine, images, workloads and Dockerfiles: findings with their reference."""
