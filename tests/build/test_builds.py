@@ -12,6 +12,7 @@ import lzma
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
 import threading
@@ -254,6 +255,56 @@ def test_mounts_are_there_for_their_step_only(builds: Builds) -> None:
     assert "context\n1\n" in done.text, "writes to a bind are gone, those to a cache are kept"
     assert "Read-only file system" in done.text
     assert not {"ctx", "x", "x/o", "t", "c"} & set(builds.files("mounts:1"))
+
+
+TALK: Final = r"""
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+int main(void) {
+  struct sockaddr_un there = {.sun_family = AF_UNIX};
+  strcpy(there.sun_path, getenv("SSH_AUTH_SOCK"));
+  int talk = socket(AF_UNIX, SOCK_STREAM, 0);
+  if (connect(talk, (void *)&there, sizeof there)) return 9;
+  char answer[64];
+  write(talk, "ping", 4);
+  return write(1, answer, read(talk, answer, 64)) != 5;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_an_agent_answers_a_step_that_is_somebody_else(builds: Builds, tmp_path: Path) -> None:
+    (tmp_path / "talk.c").write_text(TALK)
+    compiled = subprocess.run(
+        ["cc", "-static", "-w", "-o", tmp_path / "talk", tmp_path / "talk.c"],
+        check=False,
+        capture_output=True,
+    )
+    if compiled.returncode:
+        pytest.skip("the C compiler makes no static programs")
+    (tmp_path / "Dockerfile").write_text(
+        "FROM busybox\nCOPY --chmod=755 talk /bin/talk\nUSER 1000\n"
+        "RUN --mount=type=ssh,uid=1000,required talk > /tmp/said\nRUN ls /run/buildkit; true\n"
+    )
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(tmp_path / "s"))
+        agent.listen()
+        agent.settimeout(60)
+        client = builds.engine.begin(
+            "build", "--ssh", f"default={tmp_path / 's'}", "-t", "agent:1", "--no-cache",
+            str(tmp_path),
+        )  # fmt: skip
+        with agent.accept()[0] as step:
+            assert step.recv(64) == b"ping"
+            step.sendall(b"pong\n")
+        _, told = client.communicate(timeout=60)
+
+    assert client.returncode == 0, told
+    assert builds.read("agent:1", "tmp/said") == "pong\n"
+    assert "run/buildkit" not in builds.files("agent:1")
 
 
 def test_owners_and_modes_are_those_asked_for(builds: Builds) -> None:

@@ -169,8 +169,9 @@ def registry_config(header: str) -> dict[str, Credentials]:
     if len(header) > 2 * _CONFIG_MAX:
         raise InvalidError("the header X-Registry-Config is too long")
     try:
-        plain = header.translate(str.maketrans("+/", "-_")).rstrip("=")
-        raw = base64.urlsafe_b64decode(plain + "=" * (-len(plain) % 4))
+        # Clients differ in padding and alphabet.
+        plain = header.translate(str.maketrans("-_", "+/")).rstrip("=")
+        raw = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise InvalidError("the header X-Registry-Config is not base64") from None
     return _credentials(raw) if raw.strip() not in (b"", b"null", b"{}") else {}
