@@ -52,6 +52,7 @@ class Containers(Copying):
         self._core.budgets.check(spec, given or "the container")
         spec, places, more = self._core.attachments.resolve(spec)
         warnings += more
+        warnings += await self._core.trust.check(spec.image_id, spec.image, "create")
         identity = _new_id()
         if not spec.hostname:
             spec = replace(spec, hostname=generated.hostname(spec, identity))
@@ -148,6 +149,19 @@ class Containers(Copying):
         if not changes:
             return spec
         return replace(spec, namespaces=replace(spec.namespaces, **changes))
+
+    def block_for(self, spec: ContainerSpec) -> IdBlock | None:
+        """The host ids that a container or machine of *spec* gets; taken now."""
+        return self._block(spec, highest=0)
+
+    async def convert(
+        self, ref: str, isolation: Isolation, *, discard: bool = False
+    ) -> builtins.list[str]:
+        """Make a virtual machine of a container or the other way round; see `converting`."""
+        from tare.engine.converting import convert
+
+        work = convert(self._core, self, ref, isolation, discard=discard)
+        return await self._lifecycle.uninterrupted(work)
 
     def _block(self, spec: ContainerSpec, *, highest: int) -> IdBlock | None:
         """The host ids of a new container: its own, or those of the one it joins."""

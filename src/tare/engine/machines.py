@@ -19,7 +19,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +27,7 @@ import tare
 from tare.engine.driver import Ended, Held, Request, Started
 from tare.engine.paths import Paths
 from tare.engine.sandboxes import Sandboxes
-from tare.errors import FailedError, MissingError, UnsupportedError
+from tare.errors import FailedError, MissingError, TareError, UnsupportedError
 from tare.kernel import cgroup
 from tare.kernel.interfaces import Attacher
 from tare.model.record import ExecRecord, Record
@@ -87,12 +87,21 @@ class Machines(Sandboxes):
         try:
             # The links are ours to make: the sandbox itself has none.
             started = await super().start(dataclasses.replace(request, interfaces=()))
-            if self._shares(request):
-                await self._serve_files(record, started)
-            telling = asyncio.create_task(_visit(door, links))
+
+            async def met() -> None:
+                # Not before: the file server must find the relay listening.
+                if self._shares(request):
+                    await self._serve_files(record, started)
+
+            telling = asyncio.create_task(_visit(door, links, met))
             try:
                 await asyncio.wait((telling, ended), return_when=asyncio.FIRST_COMPLETED)
                 words = telling.result() if telling.done() else b""
+            except (TareError, OSError):
+                os.kill(started.pid, signal.SIGKILL)
+                await ended
+                await self.acknowledge(record.id)
+                raise
             finally:
                 telling.cancel()
             await self._up(record, words, ended, started)
@@ -325,11 +334,17 @@ def _door(directory: Path, closing: contextlib.ExitStack) -> socket.socket:
     return door
 
 
-async def _visit(door: socket.socket, links: list[int]) -> bytes:
-    """Let the relay in, hand it *links*, and hear how its start went; empty when it is gone."""
+async def _visit(
+    door: socket.socket, links: list[int], met: Callable[[], Awaitable[None]]
+) -> bytes:
+    """Let the relay in, hand it *links*, and hear how its start went; empty when it is gone.
+
+    *met* is awaited once it is in.
+    """
     loop = asyncio.get_running_loop()
     visitor, _ = await loop.sock_accept(door)
     with visitor:
+        await met()
         try:
             socket.send_fds(visitor, [b"links"], links)
             return await loop.sock_recv(visitor, 8192)

@@ -316,7 +316,9 @@ class Machine:
         self, arguments: list[str], beginning: bytes, door: Door, *, tty: bool, stdin: bool
     ) -> None:
         self._loop = Loop()
+        listening = _listening()
         self._door = door
+        door.enter()
         self._beginning = beginning
         self._console, self._words = bytearray(), bytearray()
         self._guests: dict[int, Guest] = {}
@@ -346,7 +348,7 @@ class Machine:
         self._loop.deadlines["boot"] = (time.monotonic() + _BOOT_PATIENCE, self._too_long)
         signals = _signals()
         self._loop.watch(signals, select.POLLIN, lambda _: self._signalled(signals))
-        self._listen()
+        self._listen(listening)
 
     def run(self) -> int:
         """Until the program has ended: its exit code."""
@@ -506,12 +508,7 @@ class Machine:
 
     # --- execs --------------------------------------------------------------------------------
 
-    def _listen(self) -> None:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(CONTROL)
-        listener.listen(64)
-        listener.setblocking(False)
-
+    def _listen(self, listener: socket.socket) -> None:
         def ready(_: int) -> None:
             try:
                 connection, _address = listener.accept()
@@ -548,26 +545,43 @@ class Machine:
         guest = self._guests[channel] = Guest(link)
 
 
+def _listening() -> socket.socket:
+    """Where execs and the file server come to."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(CONTROL)
+    listener.listen(64)
+    listener.setblocking(False)
+    return listener
+
+
 def _filled(argument: str, inherited: dict[str, int]) -> str:
     name = argument[argument.find("@") :] if "@" in argument else ""
     return argument.replace(name, str(inherited[name])) if name in inherited else argument
 
 
-class Door:
-    """The daemon that started us, as long as it listens."""
+class DoorError(Exception):
+    """The daemon that started us is gone."""
 
-    def __init__(self) -> None:
+
+class Door:
+    """The daemon that started us, as long as it listens; "" is none at all, for tests."""
+
+    def __init__(self, path: str = "") -> None:
         self.links: list[int] = []
+        self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-    def enter(self, path: str) -> bool:
-        """Take the links of this machine; False when the daemon is gone."""
+    def enter(self) -> None:
+        """Take the links of this machine; DoorError when the daemon is gone."""
+        if not self._path:
+            return
         try:
-            self._socket.connect(path)
+            self._socket.connect(self._path)
             word, self.links, _, _ = socket.recv_fds(self._socket, 16, _MOST_LINKS)
-        except OSError:
-            return False
-        return bool(word)
+        except OSError as error:
+            raise DoorError from error
+        if not word:
+            raise DoorError
 
     def tell(self, code: int, words: str) -> bool:
         """Tell how the start went (code 0: well); False when nobody hears it."""
@@ -618,12 +632,13 @@ def machine() -> int:
     with open(PLAN, encoding="ascii") as file:  # noqa: PTH123 -- pathlib is a megabyte more
         plan = json.load(file)
     beginning = a2b_base64(plan["beginning"])
-    door = Door()
-    if not door.enter(DOOR):
+    door = Door(DOOR)
+    qemu, tty, stdin = plan["qemu"], bool(plan["tty"]), bool(plan["stdin"])
+    try:
+        return Machine(qemu, beginning, door, tty=tty, stdin=stdin).run()
+    except DoorError:
         _complain("tare: the engine ended while the machine was being started")
         return CANNOT
-    qemu, tty, stdin = plan["qemu"], bool(plan["tty"]), bool(plan["stdin"])
-    return Machine(qemu, beginning, door, tty=tty, stdin=stdin).run()
 
 
 def execute(wish: bytes, *, tty: bool, stdin: bool) -> int:

@@ -1,4 +1,4 @@
-"""``/tare/vm/kernels``: the kernels that virtual machines boot, shown and fetched."""
+"""``/tare/vm/kernels``, ``/tare/convert``: what machines boot, and changing the isolation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from aiohttp import web
 
 from tare.api.call import Call, answer
 from tare.api.routing import Routes
+from tare.errors import InvalidError
+from tare.model.spec import Isolation
 from tare.vm.kernels import Kernel
 
 
@@ -31,7 +33,19 @@ async def _fetch(call: Call) -> web.StreamResponse:
     return answer(_shown(found))
 
 
+async def _convert(call: Call) -> web.StreamResponse:
+    try:
+        isolation = Isolation(call.text("isolation"))
+    except ValueError:
+        raise InvalidError("isolation is container or vm") from None
+    warnings = await call.engine.containers.convert(
+        call.text("container"), isolation, discard=call.flag("discard")
+    )
+    return answer({"Warnings": warnings})
+
+
 def install(routes: Routes) -> None:
     """Add the paths of this module."""
     routes.add("GET", "/tare/vm/kernels", _list)
     routes.add("POST", "/tare/vm/kernels", _fetch)
+    routes.add("POST", "/tare/convert", _convert)
