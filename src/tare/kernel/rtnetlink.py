@@ -191,12 +191,6 @@ def new_macvlan(
     return _link_message(_RTM_NEWLINK, _NEW, name, *parts)
 
 
-def new_dummy(name: str) -> Message:
-    """An interface that leads nowhere."""
-    info = nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "dummy"))
-    return _link_message(_RTM_NEWLINK, _NEW, name, text(_IFLA_IFNAME, name), info)
-
-
 def delete_link(index: int, subject: str) -> Message:
     """Remove an interface; of a veth pair both ends go."""
     return _link_message(_RTM_DELLINK, 0, subject, index=index)
