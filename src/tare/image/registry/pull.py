@@ -61,6 +61,8 @@ class LayerKept:
 
 
 Tell = Callable[[Notice | LayerNotice | LayerKept], None]
+Admit = Callable[[Sequence[Repository], Reference, "Found"], Coroutine[None, None, Sequence[str]]]
+"""Asked, before anything of an image is brought, whether it may be; answers warnings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +171,15 @@ class Puller:
         *,
         credentials: Credentials | None = None,
         platform: Platform | None = None,
+        admit: Admit | None = None,
     ) -> Pulled:
         """Bring an image, unless it is here; what it was named before it is named no more."""
         reference = reference.with_default_tag()
         wanted = platform or host_platform()
         places = await repositories(transport, reference, credentials)
         found = await resolve(places, reference, wanted)
+        for warning in await admit(places, reference, found) if admit is not None else ():
+            tell(Notice(f"Warning: {warning}"))
         tell(Notice(f"Pulling from {reference.path}", reference.tag or str(reference.digest)))
         known = await asyncio.to_thread(self._known, reference, found, platform)
         if known is None:
@@ -252,7 +257,8 @@ class Puller:
         manifest = found.manifest
         if found.digest != manifest.digest:
             self._store.add_manifest(image.id, manifest.raw, manifest.media_type)
-        kind = found.top.media_type or manifest.media_type
+        # What the registry called it may be nothing; what it says of itself is known by now.
+        kind = found.top.parse().media_type
         self._store.add_manifest(image.id, found.top.raw, kind, reference)
         self._store.add_sources(
             Source(
