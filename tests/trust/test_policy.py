@@ -14,7 +14,8 @@ from tare.errors import InvalidError, TareError
 from tare.model.reference import Reference
 from tare.trust.identity import Identity, Match, within
 from tare.trust.keys import PrivateKey
-from tare.trust.policy import Kind, Mode, Policy, parse
+from tare.trust.policy import Kind, Policy, parse
+from tare.trust.switch import Mode
 
 KEY = PrivateKey.generate().public
 DATA = base64.b64encode(KEY.pem()).decode()

@@ -31,7 +31,9 @@ from tare.api import routes
 from tare.api.call import Call, refused
 from tare.api.routing import Routes, version_of
 from tare.api.streams import HangUps
+from tare.engine.trust import ASKED
 from tare.errors import FailedError, InvalidError, TareError
+from tare.trust.switch import Mode
 
 if TYPE_CHECKING:
     from tare.engine.engine import Engine
@@ -40,6 +42,8 @@ log = logging.getLogger("tare.api")
 
 CONNECTIONS: Final = 4096
 IDLE_SECONDS: Final = 75.0
+TRUST: Final = "Tare-Trust"
+"""The header by which one request asks for verified images: ``on``, or ``warn``."""
 _BACKLOG: Final = 1024
 _EARLY_LIMIT: Final = 256 << 10
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *([0-9]{1,9})\r", re.I)
@@ -199,6 +203,8 @@ class Listener(web.Server):
             minor, path = version_of(request.raw_path.partition("?")[0])
             route, ref = self._routes.find(request.method, path)
             call = Call(request, self._engine, self.hangups, minor, ref)
+            # A task of this request alone: what it asks for ends with it.
+            ASKED.set(Mode.parse(request.headers.get(TRUST, "off").strip().lower()))
             if route.cancellable:
                 return await route.handler(call)
             return await asyncio.shield(asyncio.ensure_future(route.handler(call)))

@@ -104,6 +104,7 @@ class Builds:
             self._running -= 1
             self._core.images.changed()
         if built.id is not None:
+            await self._core.trust.made(built.id, accepted=host.accepted)
             for name in built.names:
                 self._core.events.emit("image", "tag", str(built.id), {"name": name})
             self._core.events.emit("image", "build", str(built.id), {})
@@ -143,9 +144,20 @@ class _Host:
         self.platform = oci.host_platform(os.uname().machine)
         self.rootless = core.paths.rootless
         self.extracts = store.extracts
+        self.accepted = True
+        """Whether every image that the build is made of would be accepted."""
 
     async def image(self, name: str, *, pull: bool, note: Callable[[str], None]) -> Image:
-        """The image called *name*, pulled when it is missing or *pull* says so."""
+        """The image called *name*, pulled when it is missing or *pull* says so; or DeniedError."""
+        image = await self._image(name, pull=pull, note=note)
+        trust = self._core.trust
+        for warning in await trust.check(str(image.id), name, "build"):
+            note(f"warning: {warning}")
+        if self.accepted and not await trust.accepted(str(image.id), name):
+            self.accepted = False
+        return image
+
+    async def _image(self, name: str, *, pull: bool, note: Callable[[str], None]) -> Image:
         if not pull or name.startswith("sha256:"):
             try:
                 return await self._core.images.get(name)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tare.engine.budget import Budgets
     from tare.engine.images import Images
     from tare.engine.networks import Networks
+    from tare.engine.trust import Trust
     from tare.engine.volumes import Volumes
 
 JOINABLE: Final = ("network", "pid", "ipc", "uts")
@@ -49,6 +50,7 @@ class Core:
     abilities: Abilities
     networks: Networks
     attachments: Attachments
+    trust: Trust
 
 
 def joined(record: Record) -> dict[str, str]:

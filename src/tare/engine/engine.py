@@ -41,6 +41,7 @@ from tare.engine.networks import Networks
 from tare.engine.paths import Paths
 from tare.engine.registries import Registries
 from tare.engine.store import Store
+from tare.engine.trust import Trust
 from tare.engine.volume_transfer import Transfers
 from tare.engine.volumes import Volumes
 from tare.engine.workloads import Workloads
@@ -76,9 +77,17 @@ class Engine:
         self.events = Events()
         self._store = store
         self._driver = driver
-        self.images = Images(images, store, self.events)
+        self.trust = Trust(
+            paths.state / "trust", paths.config, images, self.events, system=not paths.rootless
+        )
+        self.images = Images(images, store, self.events, trust=self.trust)
         self.registries = Registries(
-            paths.state / "partial", self.config.registries, images, self.images, self.events
+            paths.state / "partial",
+            self.config.registries,
+            images,
+            self.images,
+            self.events,
+            trust=self.trust,
         )
         blocks, workloads = Blocks(Documents(store, "resting_ids", Rest)), Workloads(paths)
         self._workloads = workloads
@@ -123,6 +132,7 @@ class Engine:
             abilities=abilities,
             networks=self.networks,
             attachments=self._attachments,
+            trust=self.trust,
         )
         self.containers = Containers(core)
         self.execs = Execs(store, driver, self._lifecycle)
@@ -165,6 +175,7 @@ class Engine:
             log.warning("%s", said)
         await asyncio.to_thread(self.images.recover)
         await asyncio.to_thread(self.registries.recover)
+        await asyncio.to_thread(self.trust.collect)
         self.volumes.recover()
         await self.networks.begin()
         await self._attachments.begin()
@@ -212,6 +223,7 @@ class Engine:
         return bool(self._store.active()) or self.builds.busy
 
     async def _request(self, record: Record) -> Request:
+        await self.trust.check(record.image_id, record.spec.image, "start")
         if any(m.kind is MountKind.VOLUME for m in record.spec.mounts):
             opened = await self.images.tree(record.image_id)
             await self.volumes.ready(record, opened)

@@ -21,8 +21,12 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from tare.engine.events import Events
 from tare.engine.store import Store
 from tare.engine.transfer import consumed, piped, produced
+from tare.engine.trust import ASKED, ATTACHED
+from tare.trust.switch import Mode
 
 if TYPE_CHECKING:
+    from tare.engine.trust import Trust
+    from tare.image.archive import Loaded
     from tare.image.store import Image, ImageStore, Removed
     from tare.model.digest import Digest
     from tare.model.oci import History, ImageConfig
@@ -33,8 +37,11 @@ _T = TypeVar("_T")
 class Images:
     """The image store of one engine, as its event loop sees it."""
 
-    def __init__(self, store: ImageStore, records: Store, events: Events) -> None:
+    def __init__(
+        self, store: ImageStore, records: Store, events: Events, *, trust: Trust | None = None
+    ) -> None:
         self._store = store
+        self._trust = trust
         self._records = records
         self._events = events
         self._users: dict[str, set[str]] = {}
@@ -138,7 +145,24 @@ class Images:
         self, source: AsyncIterator[bytes], progress: Callable[[str], None] = lambda _: None
     ) -> builtins.list[str]:
         """Take in an archive of images; their names or ids. *progress* may come from a thread."""
-        loaded = await self._change_from(source, lambda file: self._store.load(file, progress))
+        taken: builtins.list[Loaded] = []
+        trust = self._trust
+        # Threads do not know what the request asks for: it is taken along.
+        mode, asked = (trust.effective, ASKED.get()) if trust else (Mode.OFF, Mode.OFF)
+
+        def admit(found: builtins.list[Loaded]) -> None:
+            if trust is not None:
+                trust.loading(found, mode, asked)
+            taken.extend(found)
+
+        def work(file: BinaryIO) -> builtins.list[str]:
+            keep = mode is Mode.ON
+            names = self._store.load(file, progress, replace_tags=not keep, admit=admit)
+            if trust is not None:
+                trust.loaded(taken)
+            return names
+
+        loaded = await self._change_from(source, work)
         for name in loaded:
             self._emit("load", name, name)
         return loaded
@@ -153,6 +177,8 @@ class Images:
         message: str = "",
     ) -> Image:
         """Make an image of a root file system's archive."""
+        if self._trust is not None:
+            self._trust.importing()
         image = await self._change_from(
             source,
             lambda file: self._store.import_(
@@ -181,6 +207,9 @@ class Images:
             )
         finally:
             self._forget()
+        if self._trust is not None:
+            accepted = await self._trust.accepted(str(base.id))
+            await self._trust.made(image.id, accepted=accepted)
         self._emit("commit", str(image.id), reference or str(image.id))
         return image
 
@@ -189,7 +218,10 @@ class Images:
     ) -> AsyncGenerator[bytes, None]:
         """The bytes of an archive of images."""
         names = list(refs)
-        async for chunk in produced(lambda file: self._store.save(names, file, format=format)):
+        members = await asyncio.to_thread(self._attached, names)
+        async for chunk in produced(
+            lambda file: self._store.save(names, file, format=format, members=members)
+        ):
             yield chunk
         for name in names:
             self._emit("save", name, name)
@@ -218,8 +250,18 @@ class Images:
                 progress=progress,
             )
         )
+        if self._trust is not None:
+            await self._trust.made(image.id, accepted=True)  # Debian's signatures were checked
         self._emit("import", str(image.id), reference or suite)
         return image
+
+    def _attached(self, names: Sequence[str]) -> dict[str, bytes]:
+        """What goes into an archive of these images beside them: their signatures."""
+        if self._trust is None:
+            return {}
+        found = dict.fromkeys(self._store.get(name).id for name in names)
+        content = self._trust.attachment(list(found))
+        return {ATTACHED: content} if content else {}
 
     def changed(self) -> None:
         """Somebody else changed the store: nothing that is remembered of it counts any more."""

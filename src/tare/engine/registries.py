@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from tare.engine.events import Events
     from tare.engine.images import Images
+    from tare.engine.trust import Trust
     from tare.image.registry.credentials import Credentials
     from tare.image.store import ImageStore
     from tare.model.oci import Platform
@@ -58,8 +59,11 @@ class Registries:
         store: ImageStore,
         images: Images,
         events: Events,
+        *,
+        trust: Trust | None = None,
     ) -> None:
         self.settings = settings
+        self._trust = trust
         self._images = images
         self._events = events
         self._partials = Partials(directory)
@@ -120,7 +124,12 @@ class Registries:
     ) -> Pulled:
         try:
             pulled = await self._puller.pull(
-                transport, reference, tell, credentials=credentials, platform=platform
+                transport,
+                reference,
+                tell,
+                credentials=credentials,
+                platform=platform,
+                admit=None if self._trust is None else self._trust.pulling,
             )
         finally:
             self._images.changed()

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -45,6 +45,8 @@ _BLOB: Final = re.compile("blobs/sha256/([0-9a-f]{64})")
 _NAMED_CONFIG: Final = re.compile(r"(?:blobs/sha256/)?([0-9a-f]{64})(?:\.json)?")
 _CONTAINERD_NAME: Final = "io.containerd.image.name"
 _REF_NAME: Final = "org.opencontainers.image.ref.name"
+_COSIGN_KIND: Final = "kind"
+_COSIGN_TAG: Final = re.compile(r"(?:^|:)sha256-[0-9a-f]{64}(?:\.(?:sig|att|sbom))?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Loaded:
 
     config: ImageConfig
     names: tuple[Reference, ...]
+    documents: Mapping[str, bytes] = field(default_factory=dict)
+    """Every small JSON member of the archive, by its path: what may accompany the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +156,10 @@ def load(stream: ByteSource, receiver: Receiver, progress: Progress) -> list[Loa
         stream.seek(start)  # type: ignore[attr-defined]  # it is a file: _start_of_plain_file
         _take_wanted(stream, wanted, receiver, progress)
     else:
+        contents = _Contents()
         with open_decompressed(stream, read_ahead=True) as plain:
-            wanted = _take_all(plain, receiver, progress)
-    return [Loaded(image.config, image.names) for image in wanted]
+            wanted = _take_all(plain, contents, receiver, progress)
+    return [Loaded(image.config, image.names, contents.documents) for image in wanted]
 
 
 def _start_of_plain_file(stream: ByteSource) -> int | None:
@@ -256,9 +261,10 @@ def _take_wanted(
         raise InvalidError(f"the archive is damaged: {path[:200]!r} is not a layer")
 
 
-def _take_all(stream: ByteSource, receiver: Receiver, progress: Progress) -> list[_Wanted]:
+def _take_all(
+    stream: ByteSource, contents: _Contents, receiver: Receiver, progress: Progress
+) -> list[_Wanted]:
     """The only time through a pipe: what the layers are for is known at its end."""
-    contents = _Contents()
     taken: dict[str, Digest] = {}
     failed: dict[str, TareError] = {}
     for path, entry, content in _walk(stream, contents):
@@ -350,7 +356,7 @@ def _oci_images(contents: _Contents) -> Iterator[_Wanted]:
     top = _index(contents)
     by_names: dict[tuple[Reference, ...], list[Descriptor]] = {}
     for descriptor in top.manifests:
-        if not descriptor.attestation:
+        if not (descriptor.attestation or _accompanies(descriptor)):
             by_names.setdefault(_names(descriptor), []).append(descriptor)
     for names, descriptors in by_names.items():
         chosen = list({d.digest: d for d in descriptors}.values())
@@ -361,6 +367,13 @@ def _oci_images(contents: _Contents) -> Iterator[_Wanted]:
             chosen = [group.choose(_platform())]
         for descriptor in chosen:
             yield _oci_image(contents, descriptor, names)
+
+
+def _accompanies(descriptor: Descriptor) -> bool:
+    """Whether a descriptor leads to what cosign keeps beside an image, not to an image."""
+    kind = descriptor.annotations.get(_COSIGN_KIND, "")
+    name = descriptor.annotations.get(_REF_NAME, "")
+    return kind.endswith(("/sigs", "/atts", "/sboms")) or _COSIGN_TAG.search(name) is not None
 
 
 def _oci_image(
@@ -421,7 +434,7 @@ def _refuse_disagreement(contents: _Contents, wanted: list[_Wanted]) -> None:
         descriptor, depth = pending.pop()
         if f"blobs/sha256/{descriptor.digest.hex}" not in contents.documents or depth > 2:
             continue  # images of other platforms are often left out
-        if descriptor.attestation:
+        if descriptor.attestation or _accompanies(descriptor):
             continue
         document = _document(contents, descriptor)
         if isinstance(document, Index):
@@ -435,8 +448,31 @@ def _refuse_disagreement(contents: _Contents, wanted: list[_Wanted]) -> None:
 # -- writing ------------------------------------------------------------------------------
 
 
-def save(images: Iterable[Saved], layers: Layers, out: ByteSink, *, docker: bool) -> None:
+def manifest_of(config: ImageConfig, layers: Layers) -> tuple[bytes, tuple[Descriptor, ...]]:
+    """The manifest of an image as archives have it, layers uncompressed; and those layers."""
+    described = tuple(
+        Descriptor(
+            media_type=MediaType.OCI_LAYER,
+            digest=diff_id,
+            size=layers.get(diff_id).archive_size,
+        )
+        for diff_id in config.diff_ids
+    )
+    own = Descriptor(media_type=MediaType.OCI_CONFIG, digest=config.digest, size=len(config.raw))
+    return oci.encode_manifest(own, described), described
+
+
+def save(
+    images: Iterable[Saved],
+    layers: Layers,
+    out: ByteSink,
+    *,
+    docker: bool,
+    members: Mapping[str, bytes] | None = None,
+) -> None:
     """Write *images* as an OCI layout; with *docker* also with the documents of docker-archives.
+
+    *members* are documents that go with them.
 
     Layers are written uncompressed, so that their digests are their diff_ids and the same images
     give the same archive.
@@ -448,17 +484,12 @@ def save(images: Iterable[Saved], layers: Layers, out: ByteSink, *, docker: bool
     listed: list[strict_json.Json] = []
     manifests: list[Descriptor] = []
     for image in images:
-        described = []
-        for diff_id in image.config.diff_ids:
-            info = layers.get(diff_id)
-            described.append(
-                Descriptor(media_type=MediaType.OCI_LAYER, digest=diff_id, size=info.archive_size)
-            )
-            if diff_id not in written:
-                written.add(diff_id)
-                _add_blob(writer, diff_id, info.archive_size, layers.archive(diff_id))
+        raw, described = manifest_of(image.config, layers)
+        for layer in described:
+            if layer.digest not in written:
+                written.add(layer.digest)
+                _add_blob(writer, layer.digest, layer.size, layers.archive(layer.digest))
         config = _write_blob(writer, written, image.config.raw, MediaType.OCI_CONFIG)
-        raw = oci.encode_manifest(config, tuple(described))
         manifest = _write_blob(writer, written, raw, MediaType.OCI_MANIFEST)
         manifests += _described(manifest, image, docker=docker)
         listed.append(
@@ -472,6 +503,8 @@ def save(images: Iterable[Saved], layers: Layers, out: ByteSink, *, docker: bool
     if docker:
         _add_document(writer, "manifest.json", strict_json.encode(listed))
     _add_document(writer, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+    for path, content in (members or {}).items():
+        _add_document(writer, path, content)
     writer.close()
 
 

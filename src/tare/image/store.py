@@ -42,6 +42,7 @@ from tare.model.reference import Reference
 
 InUse = Callable[[Digest], list[str]]
 Progress = Callable[[str], None]
+Admit = Callable[[list[archive.Loaded]], None]
 
 _HEX: Final = re.compile("[0-9a-f]{1,64}")
 _ID_SHOWN: Final = 12
@@ -342,16 +343,27 @@ class ImageStore:
             self._index.name(name, id)
         return self.get(str(id))
 
+    def manifest(self, image: Image) -> bytes:
+        """The manifest that an image has in the archives that `save` writes."""
+        return archive.manifest_of(image.config, self._layers)[0]
+
     def load(
-        self, stream: ByteSource, progress: Progress = lambda _: None, *, replace_tags: bool = True
+        self,
+        stream: ByteSource,
+        progress: Progress = lambda _: None,
+        *,
+        replace_tags: bool = True,
+        admit: Admit = lambda _: None,
     ) -> Names:
         """Take in every image of a docker-archive or an OCI layout; answers their names or ids.
 
-        All of them or none. Without *replace_tags* a tag of another image is ConflictError.
+        All of them or none: what *admit* raises refuses them all, before any has a name. Without
+        *replace_tags* a tag of another image is ConflictError.
         """
         loaded: Names = []
         with on_disk(), self.lease() as lease:
             found = archive.load(stream, _Receiver(self, lease), progress)
+            admit(found)
             with self._index.lock:
                 if not replace_tags:
                     self._refuse_taken(found)
@@ -371,9 +383,17 @@ class ImageStore:
                     )
 
     def save(
-        self, references: Iterable[str], out: ByteSink, *, format: str = "docker-archive"
+        self,
+        references: Iterable[str],
+        out: ByteSink,
+        *,
+        format: str = "docker-archive",
+        members: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Write images as one ``docker-archive`` or ``oci`` layout, with the names asked for."""
+        """Write images as one ``docker-archive`` or ``oci`` layout, with the names asked for.
+
+        *members* are documents to write beside them, by their paths.
+        """
         if format not in ("docker-archive", "oci"):
             raise InvalidError(f"unknown archive format {format!r}: docker-archive or oci")
         chosen: dict[Digest, archive.Saved] = {}
@@ -389,7 +409,8 @@ class ImageStore:
                 saved = chosen.setdefault(id, archive.Saved(self._config(id), []))
                 if name is not None and name.digest is None and name not in saved.names:
                     saved.names.append(name)
-            archive.save(chosen.values(), self._layers, out, docker=format == "docker-archive")
+            docker = format == "docker-archive"
+            archive.save(chosen.values(), self._layers, out, docker=docker, members=members)
 
     def import_(
         self,

@@ -1,4 +1,4 @@
-"""What may be taken from where: the switch, and containers' policy.json.
+"""What may be taken from where: containers' policy.json.
 
 The file is read as containers-policy.json(5) says, so that podman, skopeo and tare can share it:
 the most specific scope wins, and every requirement of its list must hold. What tare cannot check
@@ -30,27 +30,6 @@ _KEY_FIELDS: Final = ("keyPath", "keyPaths", "keyData", "keyDatas")
 _OTHER_ROOTS: Final = ("fulcio", "pki", "rekorPublicKeyPath", "rekorPublicKeyPaths",
                        "rekorPublicKeyData", "rekorPublicKeyDatas")  # fmt: skip
 ReadKey = Callable[[str], bytes]
-
-
-class Mode(StrEnum):
-    """The one switch."""
-
-    OFF = "off"
-    WARN = "warn"
-    ON = "on"
-
-    def at_least(self, other: Mode) -> Mode:
-        """The stricter of the two: a request adds to what is set, it never relaxes it."""
-        order = list(Mode)
-        return max(self, other, key=order.index)
-
-    @classmethod
-    def parse(cls, text: str) -> Mode:
-        """``off``, ``warn`` or ``on``; InvalidError."""
-        try:
-            return cls(text)
-        except ValueError:
-            raise InvalidError(f"invalid trust mode {text[:40]!a}: off, warn or on") from None
 
 
 class Kind(StrEnum):
