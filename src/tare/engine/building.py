@@ -166,9 +166,14 @@ class _Host:
                     raise
         reference = Reference.parse(name).with_default_tag()
         note(f"pulling {reference.familiar}")
-        pulled = await self._registries.pull(
-            reference, lambda _: None, credentials=self._credentials.get(reference.domain)
-        )
+        try:
+            pulled = await self._registries.pull(
+                reference, lambda _: None, credentials=self._credentials.get(reference.domain)
+            )
+        except TareError as error:
+            raise MissingError(
+                f"the image {reference.familiar} cannot be pulled: {error}", hint=error.hint
+            ) from error
         return pulled.image
 
     @contextlib.asynccontextmanager
