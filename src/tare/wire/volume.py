@@ -82,7 +82,7 @@ def status(found: VolumeStatus) -> Json:
     if found.missing:
         told["Missing"] = {"Reason": "its directory was deleted by hand: what was in it is lost"}
     if found.users:
-        told["UsedBy"] = dict.fromkeys(found.users, {})
+        told["UsedBy"] = {name: {} for name in found.users}
     if told:
         answer["Status"] = told  # Docker's description wants objects in it
     if found.size >= 0:
