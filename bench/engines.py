@@ -60,9 +60,9 @@ class Api:
             raise BenchError(f"{method} {path}: {answer.status} {told[:300].decode()}")
         return told
 
-    def create(self, *command: str, name: str = "") -> str:
-        """A container without a network; its id."""
-        body = {"Image": IMAGE, "Cmd": list(command), "HostConfig": {"NetworkMode": "none"}}
+    def create(self, *command: str, name: str = "", network: str = "none") -> str:
+        """A container, without a network unless one is named; its id."""
+        body = {"Image": IMAGE, "Cmd": list(command), "HostConfig": {"NetworkMode": network}}
         query = f"?name={name}" if name else ""
         made = json.loads(self.ask("POST", f"/containers/create{query}", body))
         return str(made["Id"])
@@ -80,9 +80,9 @@ class Api:
         """Remove it, running or not."""
         self.ask("DELETE", f"/containers/{container}?force=true")
 
-    def run_true(self) -> None:
+    def run_true(self, network: str = "none") -> None:
         """The life of one container, from create to remove."""
-        container = self.create("true")
+        container = self.create("true", network=network)
         self.start(container)
         code = self.wait(container)
         self.remove(container)

@@ -69,9 +69,9 @@ def _timed(work: Callable[[], object]) -> Once:
 
 
 @contextlib.contextmanager
-def _running(engine: Engine, name: str = "") -> Iterator[str]:
+def _running(engine: Engine, name: str = "", network: str = "none") -> Iterator[str]:
     api = engine.api()
-    container = api.create("sleep", "1000000", name=name)
+    container = api.create("sleep", "1000000", name=name, network=network)
     try:
         api.start(container)
         yield container
@@ -141,6 +141,33 @@ def _cli_run(stage: Stage) -> Iterator[dict[str, Once]]:
 
 def _cli_once(engine: Engine) -> Callable[[], None]:
     return lambda: engine.cli("run", "--rm", "--network", "none", IMAGE, "true")
+
+
+@contextlib.contextmanager
+def _bridged(
+    stage: Stage, once: Callable[[Engine, str, contextlib.ExitStack], Once]
+) -> Iterator[dict[str, Once]]:
+    """On the default bridge, and the same container without a network beside it; tare only.
+
+    The peers here run without networks of their own (`peers`).
+    """
+    with contextlib.ExitStack() as stack:
+        subjects: dict[str, Once] = {}
+        for engine in stage.engines:
+            if engine.name == "tare":
+                subjects["tare"] = once(engine, "bridge", stack)
+                subjects["no network"] = once(engine, "none", stack)
+        yield subjects
+
+
+def _api_once(engine: Engine, network: str, stack: contextlib.ExitStack) -> Once:
+    api = engine.api()
+    stack.callback(api.close)
+    return _timed(lambda: api.run_true(network))
+
+
+def _cli_network_once(engine: Engine, network: str, _: contextlib.ExitStack) -> Once:
+    return _timed(lambda: engine.cli("run", "--rm", "--network", network, IMAGE, "true"))
 
 
 @contextlib.contextmanager
@@ -269,8 +296,9 @@ def _company(stage: Stage, action: str) -> Iterator[dict[str, Once]]:
             if engine.name == "tare":
                 once = _company_once(engine, action, stack)
                 alone = sorted(once() for _ in range(15))[7]
+                network = "bridge" if action == "bridge" else "none"
                 for _ in range(stage.idle):
-                    stack.enter_context(_running(engine))
+                    stack.enter_context(_running(engine, network=network))
                 subjects["tare"] = _relative(once, alone)
         yield subjects
 
@@ -282,6 +310,8 @@ def _company_once(engine: Engine, action: str, stack: contextlib.ExitStack) -> O
     match action:
         case "start":
             return _timed(api.run_true)
+        case "bridge":
+            return _timed(lambda: api.run_true("bridge"))
         case "exec":
             return _timed(lambda: api.exec_true(container))
         case _:
@@ -327,6 +357,10 @@ ROWS: Final = (
         (Bound("podman", 1 / 8), Bound("docker", 1 / 20))),
     Row("cli-run", "CLI run --rm", "ms", 15, _cli_run,
         (Bound("podman", 1 / 4), Bound("docker", 1 / 10))),
+    Row("api-run-bridge", "API create, start, wait, remove, on the bridge", "ms", 15,
+        lambda stage: _bridged(stage, _api_once), (Bound("no network", 1.5),)),
+    Row("cli-run-bridge", "CLI run --rm, on the bridge", "ms", 15,
+        lambda stage: _bridged(stage, _cli_network_once), (Bound("no network", 1.3),)),
     Row("exec", "API exec of true", "ms", 15, _exec, (Bound("docker", 1 / 8),)),
     Row("memory", "memory per idle container (PSS)", "MiB", 3, _memory, (Bound("", 0.1),)),
     Row("list", "API list of 1 container", "ms", 31, _list, (Bound("docker", 1),)),
@@ -337,6 +371,7 @@ ROWS: Final = (
     _build_row(cold=False),
     _build_row(cold=True),
     _company_row("start", "create to remove beside idle containers, relative to alone"),
+    _company_row("bridge", "the same on a bridge with as many on it, relative to alone"),
     _company_row("exec", "exec beside idle containers, relative to alone"),
     _company_row("list", "list by name beside idle containers, relative to alone"),
 )  # fmt: skip

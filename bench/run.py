@@ -25,7 +25,7 @@ import peers
 from engines import BenchError, Engine
 from rows import ROWS, Bound, Row, Stage
 
-SUBJECTS = ("floor", "tare", "crun", "runc", "podman", "docker", "buildx")
+SUBJECTS = ("floor", "tare", "no network", "crun", "runc", "podman", "docker", "buildx")
 
 
 @dataclass(frozen=True, slots=True)
