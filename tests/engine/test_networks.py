@@ -560,3 +560,22 @@ def test_the_default_network_asks_our_server_only_where_the_hosts_cannot_be_aske
         assert all(zone.hosts == () for zone in bench.fabric.table.zones)  # nobody has a name there
 
     run(work())
+
+
+def test_the_hardened_profile_publishes_on_no_open_address(tmp_path: Path) -> None:
+    async def work() -> None:
+        bench = Bench(tmp_path, NetworkSettings(publish="0.0.0.0"))
+        await bench.networks.begin()
+        hardened = Security(profile=SecurityProfile.HARDENED)
+        wish = PortWish(container_port=80, host_port="8080")
+
+        record = await bench.start(
+            bench.container("web", "default", ports=(wish,), security=hardened)
+        )
+        assert record.networks[0].ports[0].host_address == "127.0.0.1"
+        anywhere = replace(wish, host_address="0.0.0.0")
+        with pytest.raises(DeniedError, match="hardened"):
+            bench.container("open", "default", ports=(anywhere,), security=hardened)
+        bench.store.close()
+
+    run(work())

@@ -18,7 +18,7 @@ from typing import Final
 
 from tare.engine import network_values
 from tare.engine.fabric import Fabric, Held
-from tare.errors import ConflictError, InvalidError, TareError, UnsupportedError
+from tare.errors import ConflictError, DeniedError, InvalidError, TareError, UnsupportedError
 from tare.model.networking import Joined, NetworkRecord, PortWish, Published
 from tare.model.spec import ContainerSpec, SecurityProfile
 from tare.network.values import Address, Port, Protocol
@@ -60,9 +60,13 @@ def check(spec: ContainerSpec, networks: Sequence[NetworkRecord], configured: st
                 f"a port cannot be published on {text}: the container has no IPv6 address",
                 hint="use a network that was made with --ipv6, or an IPv4 address",
             )
+    hardened = spec.security.profile is SecurityProfile.HARDENED
     for wish in ports:
-        if wish.host_address:
-            _parsed(wish.host_address)
+        if wish.host_address and _parsed(wish.host_address).is_unspecified and hardened:
+            raise DeniedError(
+                f"the profile hardened publishes no port on all addresses: {wish.host_address}",
+                hint="name an address of this host, or use another --security-profile",
+            )
     if "" in addresses and default_address(spec, open_ones[0], configured) == LOOPBACK:
         first = next(wish for wish in ports if not wish.host_address)
         shown = f"{first.host_port or 'PORT'}:{first.container_port}"
@@ -98,7 +102,9 @@ def default_address(spec: ContainerSpec, network: NetworkRecord, configured: str
     """
     if spec.security.profile is SecurityProfile.DOCKER_COMPAT:
         return "0.0.0.0"  # noqa: S104 - Docker's default, for those who asked for Docker's
-    return network.spec.options.get(network_values.BINDING_OPTION, "") or configured or LOOPBACK
+    found = network.spec.options.get(network_values.BINDING_OPTION, "") or configured or LOOPBACK
+    hardened = spec.security.profile is SecurityProfile.HARDENED
+    return LOOPBACK if hardened and _parsed(found).is_unspecified else found
 
 
 def take(where: Site, ports: Sequence[PortWish]) -> tuple[tuple[Published, ...], list[Held]]:
