@@ -326,7 +326,7 @@ def _pull_row(how: str) -> Row:
     def subjects(stage: Stage) -> contextlib.AbstractContextManager[dict[str, Once]]:
         return pulling.pulls(stage.directory, stage.engines, how)
 
-    title = f"pull of 3 layers, 450 MB, {how}; floor: unpack | sha256sum"
+    title = f"pull of 3 layers, 450 MB, {how}; floor: unpack, sha256sum"
     name = "pull" if how == "gzip" else f"pull-{how}"
     bounds = (Bound("docker", 1 / 4), Bound("podman", 1 / 4), Bound("floor", 1.3))
     return Row(name, title, "s", 3, subjects, bounds)
