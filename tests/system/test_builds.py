@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.engines import Engine
 from harness.sites import Site
 from tare.build.context import Context
 from tare.errors import FailedError
@@ -57,6 +58,32 @@ def test_a_step_is_on_the_default_network_unless_it_asks_otherwise(
     assert "eth0" not in site.out(*show, "net:1", "cat", "/none")
     assert site.out("ps", "-a", "--format", "{{.Names}}") == "web"
     site.out("rm", "-f", "web")
+
+
+def test_a_base_image_is_pulled_when_it_is_missing_or_asked_for(
+    session_directory: Path, busybox_archive: Path, tmp_path: Path
+) -> None:
+    engine = Engine(session_directory / "bp")
+    try:
+        engine.out("load", "-q", "-i", str(busybox_archive))
+        server = engine.begin("registry", "serve", "--listen", "127.0.0.1:0")
+        assert server.stdout is not None
+        address = server.stdout.readline().split("//")[1].strip()
+        (tmp_path / "Dockerfile").write_text(f"FROM {address}/busybox\nRUN echo 1 > /1\n")
+
+        first = engine.out("build", "-q", "-t", "pulled:1", str(tmp_path))
+        again = engine.out("build", "-q", "--pull", "-t", "pulled:1", str(tmp_path))
+        server.terminate()
+        server.communicate(timeout=30)
+        offline = engine.out("build", "-q", "-t", "pulled:1", str(tmp_path))
+        refused = engine.tare("build", "-q", "--pull", str(tmp_path))
+
+        assert first == again == offline
+        assert engine.out("run", "--rm", "pulled:1", "cat", "/1") == "1"
+        assert f"{address}/busybox:latest cannot be pulled" in refused.stderr
+        assert engine.end() == []
+    finally:
+        engine.stop()
 
 
 def test_a_context_that_fills_the_disk_is_one_sentence(tmp_path: Path) -> None:
