@@ -91,7 +91,10 @@ def test_a_missing_image_is_pulled_and_a_failed_pull_is_the_error(
         "Unable to find image 'debian:latest' locally\ntare: manifest unknown"
     )
     assert "tare image bootstrap debian" in said.err
-    assert engine.of("POST", "/images/create")[0].query == {"fromImage": "docker.io/library/debian", "tag": "latest"}
+    assert engine.of("POST", "/images/create")[0].query == {
+        "fromImage": "docker.io/library/debian",
+        "tag": "latest",
+    }
 
 
 def test_a_daemon_that_dies_is_not_taken_for_an_exit(tare: Tare, engine: FakeEngine) -> None:
