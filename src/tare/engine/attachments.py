@@ -75,7 +75,6 @@ class Attachments:
         self._fabric = networks.fabric
         self._live: dict[str, _Live] = {}
         self._addresses = AddressBook(store)
-        self._locks: dict[str, asyncio.Lock] = {}
         networks.members = self.members
         networks.wanting = self.wanting
 
@@ -231,11 +230,10 @@ class Attachments:
                     site = publishing.Site(self._fabric, way_out, default, self._publisher)
                     ports, live.ports = publishing.take(site, wanted)
                     places = [replace(p, ports=ports) if p is way_out else p for p in places]
-            record = changed(record, networks=tuple(places))
-            if recorded:
-                record = self._store.put(record)
+            if recorded:  # it may have another name by now
+                record = self._store.put(changed(self._current(record.id), networks=tuple(places)))
             else:
-                live.unrecorded = record
+                record = live.unrecorded = changed(record, networks=tuple(places))
             links = self._admit(record, live)
             self._write_files(record)
             # Meanwhile the driver makes the container; `named` waits for it.
@@ -382,26 +380,25 @@ class Attachments:
     # --- while it runs ------------------------------------------------------------------------
 
     async def connect(self, network_ref: str, record: Record, wish: NetworkWish) -> None:
-        """Put a container into one more network, at once if it runs."""
+        """Put a container into one more network, at once if it runs; its ``Live.lock`` is held."""
         network = self._networks.get(network_ref)
         self._may_change(record, network)
-        async with self._lock(record.id):
-            record = self._current(record.id)
-            if any(joined.network_id == network.id for joined in record.networks):
-                raise DeniedError(
-                    f"endpoint with name {record.name} already exists in network {network.name}"
-                )
-            joined = Joined(
-                network_id=network.id, network=network.name, wish=self._checked(network, wish)
+        if any(joined.network_id == network.id for joined in record.networks):
+            raise DeniedError(
+                f"endpoint with name {record.name} already exists in network {network.name}"
             )
-            if record.alive:
-                await self._link(record, joined, network)
-            else:
-                self._store.put(changed(record, networks=(*record.networks, joined)))
+        joined = Joined(
+            network_id=network.id, network=network.name, wish=self._checked(network, wish)
+        )
+        await self._networks.ready(network)
+        record = self._current(record.id)
+        if record.alive:
+            await self._link(record, joined, network)
+        else:
+            self._store.put(changed(record, networks=(*record.networks, joined)))
         self._networks.tell(network, "connect", record.id)
 
     async def _link(self, record: Record, joined: Joined, network: NetworkRecord) -> None:
-        await self._networks.ready(network)
         live = self._live.setdefault(record.id, _Live())
         try:
             place = self._place(record, joined, network, number=placing.free_number(record))
@@ -420,6 +417,10 @@ class Attachments:
         except BaseException:
             self._unlink_record(record.id, network.id, live)
             raise
+        if self._live.get(record.id) is not live:  # it ended meanwhile
+            self._dismiss(endpoint)
+            self._addresses.give_back(record.id, network.id)
+            return
         self._write_files(record)
         await self.publish_names()
 
@@ -436,36 +437,32 @@ class Attachments:
         return self._store.put(changed(record, networks=left))
 
     async def disconnect(self, network_ref: str, record: Record, *, force: bool = False) -> None:
-        """Take a container out of a network, at once if it runs."""
+        """Take a container out of a network, at once if it runs; its ``Live.lock`` is held."""
         network = self._networks.get(network_ref)
         self._may_change(record, network)
-        async with self._lock(record.id):
-            record = self._current(record.id)
-            joined = next((j for j in record.networks if j.network_id == network.id), None)
-            if joined is None:
-                raise DeniedError(
-                    f"container {record.id} is not connected to network {network.name}"
-                )
-            live = self._live.get(record.id)
-            endpoint = live.endpoints.get(network.id) if live is not None else None
-            if record.alive and live is not None and endpoint is not None:
-                if joined.ports and not force:
-                    names = ", ".join(f"{p.container_port}/{p.protocol}" for p in joined.ports)
-                    log.info("%s is no longer published: %s", record.name, names)
-                with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-                    namespace = _namespace(record)
-                    try:
-                        await self._fabric.disconnect(endpoint, namespace)
-                    finally:
-                        os.close(namespace)
-            if joined.ports and live is not None:
-                for held in live.ports:
-                    held.release()
-                live.ports = []
-            after = self._unlink_record(record.id, network.id, live or _Live())
-            if after is not None and after.alive:
-                self._write_files(after)
-                await self.publish_names()
+        joined = next((j for j in record.networks if j.network_id == network.id), None)
+        if joined is None:
+            raise DeniedError(f"container {record.id} is not connected to network {network.name}")
+        live = self._live.get(record.id)
+        endpoint = live.endpoints.get(network.id) if live is not None else None
+        if record.alive and live is not None and endpoint is not None:
+            if joined.ports and not force:
+                names = ", ".join(f"{p.container_port}/{p.protocol}" for p in joined.ports)
+                log.info("%s is no longer published: %s", record.name, names)
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                namespace = _namespace(record)
+                try:
+                    await self._fabric.disconnect(endpoint, namespace)
+                finally:
+                    os.close(namespace)
+        if joined.ports and live is not None:
+            for held in live.ports:
+                held.release()
+            live.ports = []
+        after = self._unlink_record(record.id, network.id, live or _Live())
+        if after is not None and after.alive:
+            self._write_files(after)
+            await self.publish_names()
         self._networks.tell(network, "disconnect", record.id)
 
     def _may_change(self, record: Record, network: NetworkRecord) -> None:
@@ -482,14 +479,6 @@ class Attachments:
             only_container(record, "changing the networks of what runs")
         if record.state in (State.REMOVING, State.DEAD):
             raise ConflictError(f"container {record.id} is marked for removal")
-
-    def _lock(self, identity: str) -> asyncio.Lock:
-        found = self._locks.get(identity)
-        if found is None:
-            if len(self._locks) > 256:
-                self._locks = {i: lock for i, lock in self._locks.items() if lock.locked()}
-            found = self._locks[identity] = asyncio.Lock()
-        return found
 
     # --- names and files ----------------------------------------------------------------------
 

@@ -327,13 +327,25 @@ class Containers(Copying):
 
     async def connect(self, network: str, ref: str, wish: NetworkWish) -> None:
         """Put it into one more network, at once if it runs."""
-        work = self._core.attachments.connect(network, self._store.get(ref), wish)
-        await self._lifecycle.uninterrupted(work)
+        identity = self._store.get(ref).id
+
+        async def work() -> None:
+            async with self._lifecycle.live(identity).lock:
+                record = self._store.get(identity)
+                await self._core.attachments.connect(network, record, wish)
+
+        await self._lifecycle.uninterrupted(work())
 
     async def disconnect(self, network: str, ref: str, *, force: bool = False) -> None:
         """Take it out of a network, at once if it runs."""
-        work = self._core.attachments.disconnect(network, self._store.get(ref), force=force)
-        await self._lifecycle.uninterrupted(work)
+        identity = self._store.get(ref).id
+
+        async def work() -> None:
+            async with self._lifecycle.live(identity).lock:
+                record = self._store.get(identity)
+                await self._core.attachments.disconnect(network, record, force=force)
+
+        await self._lifecycle.uninterrupted(work())
 
     def inhabitants(self, network: str) -> builtins.list[tuple[Record, Joined]]:
         """The running containers of a network (by its id), with their places in it."""
