@@ -60,7 +60,8 @@ def test_a_machine_shares_networks_volumes_and_binds_and_becomes_a_container(
     site.serve("near", "--network", "mine")
     served = SERVE.format(word="machine")
     site.out(
-        "run", "-d", "--vm", "--name", "far", "--stop-timeout", "1", "--network", "mine", "-p", "18080:80", "-v",
+        "run", "-d", "--vm", "--name", "far", "--stop-timeout", "1", "--network",
+        "mine", "-p", "18080:80", "-v",
         f"{shared}:/shared", "-v", f"{kept}:/kept:ro", "-v", f"{tmp_path}/file:/etc/file:ro",
         "-v", "data:/data", "busybox", "sh", "-c", f"uname -r >> /data/kernels; {served}",
     )  # fmt: skip

@@ -318,7 +318,7 @@ def _init(_: Paths) -> Check:
     return _ok("tini", found)
 
 
-def _kvm(_: Paths) -> Check:
+def _kvm(paths: Paths) -> Check:
     if not os.path.exists("/dev/kvm"):
         return _warn(
             "KVM", "no /dev/kvm", "virtual machines will be emulated, which is slow",
@@ -329,7 +329,23 @@ def _kvm(_: Paths) -> Check:
             "KVM", "/dev/kvm is not yours to open", "virtual machines will be emulated",
             "add the engine's user to the group kvm",
         )  # fmt: skip
-    return _ok("KVM", "/dev/kvm is there; whether it boots a guest is not tried here")
+    from tare.vm import machine, probe
+    from tare.vm.kernels import Kernels
+
+    kernels = Kernels(paths.state / "kernels")
+    ready = kernels.ready()
+    if not ready or not os.access(machine.QEMU, os.X_OK):
+        return _ok("KVM", "/dev/kvm is there; the first virtual machine will see whether it boots")
+    boot = machine.Boot(
+        kernel=os.fspath(ready[-1].vmlinux), initramfs=os.fspath(ready[-1].initramfs), tsc_khz=0
+    )
+    found = probe.kvm(kernels.directory, boot)
+    if found.works:
+        return _ok("KVM", "a guest was booted with it")
+    return _warn(
+        "KVM", f"/dev/kvm opens, and boots no guest: {found.why}",
+        "virtual machines are emulated, which is slow", "a host that offers real virtualisation",
+    )  # fmt: skip
 
 
 def _file_systems() -> set[str]:

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import py_compile
 import secrets
 import shutil
 import signal
@@ -34,7 +33,7 @@ from tare.model.record import ExecRecord, Record
 from tare.model.spec import ContainerSpec, ExecSpec, Isolation, Resources
 from tare.run.plan import Host, plan, plan_exec
 from tare.run.sandbox import ExecPlan, Sandbox
-from tare.vm import disks, machine, relay
+from tare.vm import disks, machine, probe, relay
 from tare.vm.kernels import Kernels
 
 _HARD_KILL: Final = 8.0
@@ -49,6 +48,7 @@ class Machines(Sandboxes):
         super().__init__(paths, host, layout)
         self.kernels = Kernels(paths.state / "kernels")
         self._boot: machine.Boot | None = None
+        self._tsc_khz: int | None = None
         self._booting = asyncio.Lock()
         self._attacher: Attacher | None = None
         self._starting: dict[str, asyncio.Future[Ended]] = {}
@@ -176,23 +176,23 @@ class Machines(Sandboxes):
     # --- inside -------------------------------------------------------------------------------
 
     async def _ready(self) -> machine.Boot:
+        """What a machine boots with: looked up each time, for there may be a newer kernel."""
         async with self._booting:
-            if self._boot is None:
-                self._boot = await asyncio.to_thread(self._look)
+            self._boot = await asyncio.to_thread(self._look)
             return self._boot
 
     def _look(self) -> machine.Boot:
         kernel = self.kernels.prepare()
         self.kernels.skeleton()
         self.kernels.blank(disks.SIZE)
-        with contextlib.suppress(OSError, py_compile.PyCompileError):
-            for name in ("__init__", "relay", "protocol"):
-                py_compile.compile(str(_PACKAGE / "vm" / f"{name}.py"))
-        return machine.Boot(
+        if self._tsc_khz is None:
+            self._tsc_khz = self.kernels.tsc_khz()
+        boot = machine.Boot(
             kernel=os.fspath(kernel.vmlinux),
             initramfs=os.fspath(kernel.initramfs),
-            tsc_khz=self.kernels.tsc_khz(),
+            tsc_khz=self._tsc_khz,
         )
+        return dataclasses.replace(boot, kvm=probe.kvm(self.kernels.directory, boot).works)
 
     async def _serve_files(self, record: Record, started: Started) -> None:
         """Start the file server in the machine's sandbox; it ends with the machine."""

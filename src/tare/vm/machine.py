@@ -166,33 +166,13 @@ def arguments(
     spec: ContainerSpec, disks: Disks, boot: Boot, links: Sequence[Interface] = ()
 ) -> list[str]:
     """QEMU's command line, as it is run inside the sandbox."""
-    machine = (
-        "microvm,x-option-roms=off,isa-serial=on,rtc=on,pit=on,pic=on,acpi=on,"
-        "auto-kernel-cmdline=off,usb=off,graphics=off"
-    )
-    accelerator = "kvm" if boot.kvm else "tcg,tb-size=48"
-    command = [
-        QEMU,
-        "-name", "tare",
-        "-nodefaults", "-no-user-config", "-no-reboot",  # (1)
-        "-display", "none", "-monitor", "none",  # (5)
-        "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-        "-machine", machine,
-        "-accel", accelerator,
-        "-cpu", "host" if boot.kvm else "max",
-        "-smp", str(cpus_of(spec)),
-        "-m", f"{memory_of(spec) >> 20}M",
-        "-bios", "/usr/share/qemu/qboot.rom",
-        "-kernel", f"{DIRECTORY}/kernel",
-        "-initrd", f"{DIRECTORY}/initramfs",
-        "-append", " ".join(_kernel_words(boot)),
+    accelerator = "kvm" if boot.kvm else "tcg"
+    command = _base(boot, accelerator, cpus_of(spec), memory_of(spec) >> 20, DIRECTORY)
+    command += [
         "-chardev", "socket,id=console,fd=@console",
         "-serial", "chardev:console",
-        "-global", "virtio-mmio.force-legacy=off",
-        "-device", "virtio-serial-device,max_ports=4",
-        "-chardev", "socket,id=agent,fd=@agent",
-        "-device", "virtserialport,chardev=agent,name=tare.agent",
     ]  # fmt: skip
+    command += _agent("@agent")
     for number in range(len(disks.layers)):
         command += _disk(f"L{number}", read_only=True)  # (4)
     command += _disk("upper", read_only=False)
@@ -203,14 +183,52 @@ def arguments(
     return command
 
 
-def _kernel_words(boot: Boot) -> list[str]:
+def probe_arguments(boot: Boot, accelerator: str, agent: int) -> list[str]:
+    """A machine without disks or links, on the host's own paths: for `vm.probe`."""
+    command = _base(boot, accelerator, 1, LEAST_MEMORY >> 20, "")
+    return [*command, "-serial", "null", *_agent(str(agent))]
+
+
+def _base(boot: Boot, accelerator: str, cpus: int, megabytes: int, directory: str) -> list[str]:
+    machine = (
+        "microvm,x-option-roms=off,isa-serial=on,rtc=on,pit=on,pic=on,acpi=on,"
+        "auto-kernel-cmdline=off,usb=off,graphics=off"
+    )
+    emulated = accelerator != "kvm"
+    return [
+        QEMU,
+        "-name", "tare",
+        "-nodefaults", "-no-user-config", "-no-reboot",  # (1)
+        "-display", "none", "-monitor", "none",  # (5)
+        "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "-machine", machine,
+        "-accel", "tcg,tb-size=48" if emulated else "kvm",
+        "-cpu", "max" if emulated else "host",
+        "-smp", str(cpus),
+        "-m", f"{megabytes}M",
+        "-bios", "/usr/share/qemu/qboot.rom",
+        "-kernel", f"{directory}/kernel" if directory else boot.kernel,
+        "-initrd", f"{directory}/initramfs" if directory else boot.initramfs,
+        "-append", " ".join(_kernel_words(boot, emulated=emulated)),
+        "-global", "virtio-mmio.force-legacy=off",
+    ]  # fmt: skip
+
+
+def _agent(descriptor: str) -> list[str]:
+    return [
+        "-device", "virtio-serial-device,max_ports=4",
+        "-chardev", f"socket,id=agent,fd={descriptor}",
+        "-device", "virtserialport,chardev=agent,name=tare.agent",
+    ]  # fmt: skip
+
+
+def _kernel_words(boot: Boot, *, emulated: bool) -> list[str]:
     words = [
         "console=ttyS0", "quiet", "loglevel=4", "rdinit=/init", "panic=-1", "reboot=t",
         "random.trust_cpu=on", "8250.nr_uarts=1", "audit=0", "apparmor=0", "lsm=capability",
-        "i8042.noaux", "i8042.nokbd", "nomodule", "cryptomgr.notests",
+        "i8042.noaux", "i8042.nokbd", "cryptomgr.notests",
     ]  # fmt: skip
-    words.remove("nomodule")
-    if not boot.kvm:
+    if emulated:
         # Calibrating the timer by the clock hangs on a busy host; a wrong value bends time.
         words += [f"tsc_early_khz={boot.tsc_khz}", "no_timer_check"]
     return words
