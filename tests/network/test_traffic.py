@@ -85,6 +85,24 @@ def test_datagrams_go_both_ways_through_a_published_port(
         assert (answer, origin[:2]) == (b"answer", (host, 5300))
 
 
+def test_a_stream_of_datagrams_finds_the_next_container(town: Town) -> None:
+    net, _ = town.networks
+    published = port("127.0.0.1", 5300, 53, Protocol.UDP)
+    with bound(None, 0, "127.0.0.1") as client:
+        client.sendto(b"too early", ("127.0.0.1", 5300))  # nobody publishes it yet
+        first = endpoint(net, 2, published)
+        with bound(town.container(net, 2, published), 53, "10.1.0.2") as server:
+            client.sendto(b"one", ("127.0.0.1", 5300))
+            question, who = server.recvfrom(100)
+            server.sendto(b"answer", who)
+            assert (question, client.recv(100)) == (b"one", b"answer")
+        town.firewall.remove(first)
+        with bound(town.container(net, 3, published), 53, "10.1.0.3") as server:
+            client.sendto(b"two", ("127.0.0.1", 5300))
+
+            assert server.recv(100) == b"two"
+
+
 def test_containers_leave_with_the_hosts_address(town: Town) -> None:
     net, _ = town.networks
     lan = town.neighbour()

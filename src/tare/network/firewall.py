@@ -33,10 +33,11 @@ from typing import Final
 
 from tare.errors import FailedError, UnsupportedError
 from tare.kernel import nfnetlink
+from tare.kernel.conntrack import Tracking
 from tare.kernel.nfnetlink import Element, PacketFilter, Watch
 from tare.network import elements
 from tare.network.elements import Entry
-from tare.network.values import Endpoint, Network, link_prefix, table_name
+from tare.network.values import Endpoint, Network, Protocol, link_prefix, table_name
 
 _TIMEOUT: Final = 30.0
 _FLOOD: Final = 2000
@@ -285,12 +286,14 @@ class Firewall:
             entries = elements.of_endpoint(endpoint)
             self._owner[endpoint.host_interface] = endpoint.network_id
             self._exchange(endpoint.host_interface, entries)
+            _redirect_datagrams(endpoint)
 
     def remove(self, endpoint: Endpoint) -> None:
         """Forget it again; nothing happens when it is not there."""
         with self._lock:
             self._owner.pop(endpoint.host_interface, None)
             self._exchange(endpoint.host_interface, [])
+            _redirect_datagrams(endpoint)
 
     def _exchange(self, key: str, entries: list[Entry]) -> None:
         """What *key* stands for becomes *entries*; written whole if the tables are not there.
@@ -386,6 +389,14 @@ class Firewall:
             for family in ("inet", "bridge"):
                 both = f"add table {family} {self._table}\ndelete table {family} {self._table}\n"
                 self._ours.append(_load(both))
+
+
+def _redirect_datagrams(endpoint: Endpoint) -> None:
+    """Streams of datagrams that are under way take the way that there is now."""
+    ports = {p.host_port for p in endpoint.ports if p.protocol is Protocol.UDP}
+    if ports:
+        with contextlib.suppress(OSError), Tracking() as tracking:  # not every kernel shows them
+            tracking.forget_datagrams(ports, {a.ip.packed for a in endpoint.addresses})
 
 
 def _load(transaction: str) -> int:
