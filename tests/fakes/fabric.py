@@ -89,6 +89,9 @@ class RememberingFabric:
     async def disconnect(self, endpoint: Endpoint, namespace: int) -> None:
         self.connected.remove(endpoint.host_interface)
 
+    async def lead_out(self, interface: str, gateways: Sequence[str], namespace: int) -> None:
+        self.connected.append(f"{interface} leads out")
+
     def hold(self, port: Port) -> Held:
         key = (str(port.host_address), port.host_port, str(port.protocol))
         if key in self.held | self.taken_by_others:

@@ -119,6 +119,25 @@ def test_a_container_is_connected_and_disconnected_while_it_runs(site: Site) -> 
     assert set(site.shown("web")) == {"front"}
 
 
+def test_who_loses_the_way_out_gets_another(site: Site) -> None:
+    for name in ("alpha", "beta"):
+        site.out("network", "create", "--ipv6", name)
+    site.out(
+        "run", "-d", "--name", "web", "--network", "alpha", "--network", "beta", "busybox", "sleep",
+        "1000",
+    )  # fmt: skip
+    before = site.shown("web")
+    assert f"default via {before['alpha']['Gateway']}" in site.out("exec", "web", "ip", "route")
+
+    site.out("network", "disconnect", "alpha", "web")
+
+    assert f"default via {before['beta']['Gateway']}" in site.out("exec", "web", "ip", "route")
+    six = site.out("exec", "web", "ip", "-6", "route")
+    assert f"default via {before['beta']['IPv6Gateway']}" in six
+    site.out("network", "connect", "alpha", "web")
+    assert site.out("exec", "web", "ip", "route").count("default") == 1
+
+
 def test_a_stopped_container_is_connected_for_its_next_start(site: Site) -> None:
     for name in ("front", "back"):
         site.out("network", "create", name)

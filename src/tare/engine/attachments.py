@@ -449,12 +449,13 @@ class Attachments:
             if joined.ports and not force:
                 names = ", ".join(f"{p.container_port}/{p.protocol}" for p in joined.ports)
                 log.info("%s is no longer published: %s", record.name, names)
-            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-                namespace = _namespace(record)
-                try:
-                    await self._fabric.disconnect(endpoint, namespace)
-                finally:
-                    os.close(namespace)
+            namespace = _namespace(record)
+            try:
+                await self._fabric.disconnect(endpoint, namespace)
+                if joined.default_route:
+                    record = await self._lead_out(record, network, namespace)
+            finally:
+                os.close(namespace)
         if joined.ports and live is not None:
             for held in live.ports:
                 held.release()
@@ -464,6 +465,25 @@ class Attachments:
             self._write_files(after)
             await self.publish_names()
         self._networks.tell(network, "disconnect", record.id)
+
+    async def _lead_out(self, record: Record, lost: NetworkRecord, namespace: int) -> Record:
+        """Give a container that has lost its way out another, if one of its networks leads out."""
+        left = [
+            (joined, self._record(joined))
+            for joined in record.networks
+            if joined.network_id != lost.id and self._networks.find(joined.network_id)
+        ]
+        chosen = placing.way_out([joined for joined, _ in placing.ordered(left)])
+        if chosen is None:
+            return record
+        gateways = [one for one in (chosen.gateway, chosen.ipv6_gateway) if one]
+        await self._fabric.lead_out(chosen.interface, gateways, namespace)
+        current = self._current(record.id)
+        places = (
+            replace(one, default_route=one.network_id == chosen.network_id)
+            for one in current.networks
+        )
+        return self._store.put(changed(current, networks=tuple(places)))
 
     def _may_change(self, record: Record, network: NetworkRecord) -> None:
         if network.name in (HOST, NONE):

@@ -14,12 +14,14 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Collection, Sequence
+from ipaddress import ip_address, ip_network
 from typing import Protocol
 
 from tare.engine.paths import Paths
 from tare.errors import FailedError, UnsupportedError
 from tare.kernel import confine
 from tare.kernel.interfaces import Interface
+from tare.kernel.rtnetlink import Routing, new_route
 from tare.network import addresses, bridge, firewall, ports
 from tare.network.dns_link import NameServer
 from tare.network.dns_table import Table
@@ -96,6 +98,10 @@ class Fabric(Protocol):
 
     async def disconnect(self, endpoint: Endpoint, namespace: int) -> None:
         """Take its link away."""
+        ...
+
+    async def lead_out(self, interface: str, gateways: Sequence[str], namespace: int) -> None:
+        """Make *gateways* the way out of a running container, through its *interface*."""
         ...
 
     def hold(self, port: Port) -> Held:
@@ -258,6 +264,18 @@ class HostFabric:
             "disconnect from a network", lambda: bridge.disconnect(endpoint, namespace)
         )
 
+    async def lead_out(self, interface: str, gateways: Sequence[str], namespace: int) -> None:
+        """In a thread."""
+
+        def work() -> None:
+            with Routing(namespace=namespace) as inner:
+                index = inner.index(interface)
+                for gateway in map(ip_address, gateways):
+                    everywhere = ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0")
+                    inner.request(new_route(index, everywhere, gateway, interface))
+
+        await self._in_thread("find another way out", work)
+
     def hold(self, port: Port) -> Held:
         """By a bound socket."""
         return _Socket(ports.reserve(port))
@@ -331,6 +349,9 @@ class NoFabric:
 
     async def disconnect(self, endpoint: Endpoint, namespace: int) -> None:
         """It is not there."""
+
+    async def lead_out(self, interface: str, gateways: Sequence[str], namespace: int) -> None:
+        """There is none."""
 
     def hold(self, port: Port) -> Held:
         """There is no way to a container."""

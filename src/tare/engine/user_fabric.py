@@ -100,6 +100,9 @@ class UserFabric:
         """It stays until the end."""
         raise UnsupportedError("a running container cannot be disconnected without root")
 
+    async def lead_out(self, interface: str, gateways: Sequence[str], namespace: int) -> None:
+        """There is one network only."""
+
     def hold(self, port: Port) -> Held:
         """See that it is free; ConflictError names who has it."""
         ports.reserve(port).close()
