@@ -10,6 +10,7 @@ import io
 import json
 import lzma
 import os
+import select
 import shutil
 import signal
 import socket
@@ -697,3 +698,23 @@ def test_another_platform_is_one_clear_sentence(builds: Builds, tmp_path: Path) 
 
     assert done.returncode == 1
     assert "cannot build for linux/s390x" in done.stderr
+
+
+def test_a_daemon_that_is_told_to_end_ends_its_builds_first(builds: Builds, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN echo runs && sleep 1000\n")
+    client = builds.engine.begin("build", "--progress", "plain", str(tmp_path))
+    assert client.stderr is not None
+    for line in client.stderr:
+        if line.endswith(" runs\n") and "RUN" not in line:
+            break
+    daemon = os.pidfd_open(builds.engine.daemon())
+
+    signal.pidfd_send_signal(daemon, signal.SIGTERM)
+    ended = select.select([daemon], [], [], 30)[0]
+    os.close(daemon)
+    client.communicate(timeout=30)
+
+    assert ended
+    assert client.returncode != 0
+    assert builds.engine.settled_lies() == []
+    assert "Traceback" not in builds.engine.log()

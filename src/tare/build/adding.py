@@ -9,7 +9,6 @@ Not for: fetching (``fetching``).
 
 from __future__ import annotations
 
-import asyncio
 import bz2
 import contextlib
 import json
@@ -34,6 +33,7 @@ from tare.build.copying import (
 from tare.build.dockerfile import Add, Copy, Instruction
 from tare.build.placing import Placement
 from tare.build.selection import Selection, Source
+from tare.build.threads import in_thread
 from tare.build.tree import Tree
 from tare.errors import InvalidError
 from tare.image.entry import Kind
@@ -70,8 +70,8 @@ async def add(stage: StageRun, instruction: Add, written: Instruction) -> None:
         like_copy = Copy(
             sources=local, destination=instruction.destination, place=instruction.place
         )
-        selection = await asyncio.to_thread(chosen, builder.context, like_copy, rules)
-        digests.append(await asyncio.to_thread(selection.digest))
+        selection = await in_thread(chosen, builder.context, like_copy, rules)
+        digests.append(await in_thread(selection.digest))
     async with contextlib.AsyncExitStack() as closing:
         fetched: list[Fetched] = []
         for text in remote:
@@ -104,7 +104,7 @@ async def add(stage: StageRun, instruction: Add, written: Instruction) -> None:
                 return add_layer(stage, placement)
 
         async def make() -> Digest | None:
-            return await asyncio.to_thread(place)
+            return await in_thread(place)
 
         await stage.layered(written, parts, make, created_by=_told(instruction), files=files)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,6 +55,10 @@ class Context:
         self._implied: set[bytes] = set()
         flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
         self._file = os.open(directory, flags, 0o600)
+        # Whoever fills or reads it may be a thread that outlives its caller: after `close` none
+        # may touch the descriptor, whose number is soon that of another file.
+        self._open = threading.RLock()
+        self._closed = False
         self._length = 0
         self._room = 0
         root = _Stored(Node(Kind.DIR))
@@ -64,7 +69,14 @@ class Context:
 
     def close(self) -> None:
         """Let go of the data."""
-        os.close(self._file)
+        with self._open:
+            if not self._closed:
+                self._closed = True
+                os.close(self._file)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise FailedError("the build has ended")
 
     # --- filling it ---------------------------------------------------------------------------
 
@@ -160,6 +172,11 @@ class Context:
         return _Stored(self._node(entry), start, self._length - start, found.hexdigest())
 
     def _write(self, data: bytes | memoryview) -> None:
+        with self._open:
+            self._check_open()
+            self._write_all(data)
+
+    def _write_all(self, data: bytes | memoryview) -> None:
         self._room -= len(data)
         if self._room < 0:
             status = os.fstatvfs(self._file)
@@ -231,7 +248,9 @@ class Context:
         stored = self._stored[path]
         offset, left = stored.offset, stored.length
         while left:
-            piece = os.pread(self._file, min(left, _CHUNK), offset)
+            with self._open:
+                self._check_open()
+                piece = os.pread(self._file, min(left, _CHUNK), offset)
             if not piece:
                 raise FailedError("the build context was cut off on disk")
             offset += len(piece)

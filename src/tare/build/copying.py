@@ -8,7 +8,6 @@ Not for: ADD's archives, addresses and repositories (``adding``).
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -21,6 +20,7 @@ from tare.build import graph
 from tare.build.dockerfile import Copy, InlineFile, Instruction, Workdir
 from tare.build.placing import Manner, Placement
 from tare.build.selection import Selection, select
+from tare.build.threads import in_thread
 from tare.build.tree import DirectoryTree, Tree
 from tare.errors import InvalidError
 from tare.image.entry import Kind
@@ -57,14 +57,14 @@ async def copy(stage: StageRun, instruction: Copy, written: Instruction) -> None
     owner = await owner_of(stage, instruction.chown)
     if instruction.from_name:
         other = await builder.other(stage, instruction.from_name)
-        digest = await asyncio.to_thread(_digest_of_layers, stage, other, instruction, rules)
+        digest = await in_thread(_digest_of_layers, stage, other, instruction, rules)
         selection = None
     else:
         selection = None
         digest = ""
         if instruction.sources:
-            selection = await asyncio.to_thread(chosen, builder.context, instruction, rules)
-            digest = await asyncio.to_thread(selection.digest)
+            selection = await in_thread(chosen, builder.context, instruction, rules)
+            digest = await in_thread(selection.digest)
         other = None
     parts = {
         "instruction": json.dumps(
@@ -81,7 +81,7 @@ async def copy(stage: StageRun, instruction: Copy, written: Instruction) -> None
         return described(selection)
 
     async def make() -> Digest | None:
-        return await asyncio.to_thread(place)
+        return await in_thread(place)
 
     def place() -> Digest | None:
         with contextlib.ExitStack() as closing:
@@ -232,7 +232,7 @@ async def owner_of(stage: StageRun, text: str) -> tuple[int, int] | None:
         return uid, uid
     if uid is not None and gid is not None:
         return uid, gid
-    return await asyncio.to_thread(_looked_up, stage, name, group)
+    return await in_thread(_looked_up, stage, name, group)
 
 
 def _looked_up(stage: StageRun, name: str, group: str) -> tuple[int, int]:
@@ -271,7 +271,7 @@ async def workdir(stage: StageRun, instruction: Workdir, written: Instruction) -
                 tree.close()
 
     async def make() -> Digest | None:
-        return await asyncio.to_thread(place)
+        return await in_thread(place)
 
     await stage.layered(written, parts, make, created_by=f"WORKDIR {path}")
     stage.made.config = replace(stage.made.config, cwd=path)

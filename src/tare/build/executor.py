@@ -50,6 +50,7 @@ from tare.build.request import (
 )
 from tare.build.selection import select
 from tare.build.stage import Made, StageRun, StepError
+from tare.build.threads import in_thread
 from tare.build.tree import DirectoryTree, Tree
 from tare.errors import InvalidError, MissingError, TareError, UnsupportedError
 from tare.image import importing, tar
@@ -103,7 +104,7 @@ class Builder:
             await self._end_tasks()
             self.host.cache.touch(self._used)
             lease = self.lease
-            await asyncio.to_thread(self._settle)
+            await in_thread(self._settle)
             self._closing.close()
             self.host.store.discard(lease)
 
@@ -141,7 +142,7 @@ class Builder:
         if request.remote:
             await self._fetch_context(request.remote)
         self.dockerfile = await self._read()
-        await asyncio.to_thread(self._ignore)
+        await in_thread(self._ignore)
         self._check_platform(request.platform)
         self.arguments = global_arguments(
             self.dockerfile,
@@ -164,7 +165,7 @@ class Builder:
         for index in self._planned.stages:
             self._stage(index)
         made = await self._first_failure(self._tasks[self._planned.target])
-        image = await asyncio.to_thread(self._finish, made, names)
+        image = await in_thread(self._finish, made, names)
         return Built(
             id=image,
             names=tuple(name.familiar for name in names),
@@ -176,7 +177,7 @@ class Builder:
         request = self.request
         content = request.inline
         if content is None:
-            content = await asyncio.to_thread(
+            content = await in_thread(
                 read_small,
                 self.context,
                 request.dockerfile,
@@ -190,7 +191,7 @@ class Builder:
             )
         if not content.strip():
             raise InvalidError(f"the Dockerfile ({request.dockerfile}) cannot be empty")
-        return await asyncio.to_thread(parse, content, name=request.dockerfile)
+        return await in_thread(parse, content, name=request.dockerfile)
 
     async def _fetch_context(self, address: str) -> None:
         """Make the context of a repository, an archive or a lone Dockerfile somewhere else."""
@@ -207,7 +208,7 @@ class Builder:
         file = await fetching.download(self, address)
         self._closing.callback(file.context.close)
         name = os.fsencode(file.name)
-        archive = await asyncio.to_thread(archive_of, file.context, name, self.host.cache.temporary)
+        archive = await in_thread(archive_of, file.context, name, self.host.cache.temporary)
         if archive is not None:
             self._closing.callback(archive.close)
             self.context = archive

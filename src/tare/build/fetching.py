@@ -22,7 +22,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from tare.build import graph
 from tare.build.context import Context
 from tare.build.dockerfile import Add, proxies
 from tare.build.selection import Selection, select
+from tare.build.threads import in_thread
 from tare.build.tree import DirectoryTree, Tree, resolve
 from tare.errors import DeniedError, FailedError, InvalidError, MissingError
 from tare.image.entry import Entry, Kind
@@ -123,7 +124,7 @@ async def fetch(builder: Builder, instruction: Add, text: str) -> Fetched:
             (checkout.directory or "/",),
             excludes=lambda path: rules is not None and rules.ignores(os.fsdecode(path)),
         )
-        digest = await asyncio.to_thread(selection.digest)
+        digest = await in_thread(selection.digest)
         return Fetched(selection, digest, checkout.close)
     file = await download(builder, text, checksum=instruction.checksum)
     selection = select(file.context, (file.name,))
@@ -213,8 +214,11 @@ async def download(builder: Builder, url: str, *, checksum: str = "") -> Downloa
     shown = graph.without_password(url)
     context = Context(builder.host.cache.temporary)
     try:
-        async with _session() as session:
-            async for response in _answers(session, url, builder):
+        async with (
+            _session() as session,
+            contextlib.aclosing(_answers(session, url, builder)) as answers,
+        ):
+            async for response in answers:
                 return await _received(context, response, url, checksum)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         context.close()
@@ -228,7 +232,7 @@ async def download(builder: Builder, url: str, *, checksum: str = "") -> Downloa
 
 async def _answers(
     session: ClientSession, url: str, builder: Builder
-) -> AsyncIterator[ClientResponse]:
+) -> AsyncGenerator[ClientResponse, None]:
     """The one answer that is no redirect."""
     told = proxies(builder.request.build_args)
     for _ in range(_REDIRECTS + 1):

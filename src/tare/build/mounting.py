@@ -37,6 +37,7 @@ from tare.build.dockerfile import (
 )
 from tare.build.placing import Manner, Placement
 from tare.build.selection import select
+from tare.build.threads import in_thread
 from tare.errors import FailedError, InvalidError, MissingError
 from tare.kernel import files, mount
 from tare.model import spec
@@ -85,7 +86,7 @@ async def mounted_for(stage: StageRun, mounts: Sequence[Mount]) -> Mounted:
             found.others[name] = await stage.builder.other(stage, name)
         if isinstance(wanted, BindMount):
             other = found.others.get(name)
-            digest = await asyncio.to_thread(_digest, stage, wanted, other)
+            digest = await in_thread(_digest, stage, wanted, other)
             found.parts[f"mount {target}"] = digest
         else:
             # What is in a cache, a secret or a tmpfs is no part of what is made; that it is
@@ -181,7 +182,7 @@ class Opened:
     # --- bind ---------------------------------------------------------------------------------
 
     async def _bind(self, wanted: BindMount, other: Made | None, target: str, number: int) -> None:
-        handle = await asyncio.to_thread(self._overlay, wanted.source, other, number)
+        handle = await in_thread(self._overlay, wanted.source, other, number)
         self._show(handle, target, read_only=wanted.readonly)
 
     def _overlay(self, source: str, other: Made | None, number: int) -> int:
@@ -236,7 +237,7 @@ class Opened:
         self._closing.callback(os.close, root)
         if new:
             if other is not None:
-                await asyncio.to_thread(self._fill, root, other, wanted.source)
+                await in_thread(self._fill, root, other, wanted.source)
             os.fchown(root, wanted.uid, wanted.gid)
             os.fchmod(root, wanted.mode)
         handle = root

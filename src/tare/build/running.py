@@ -10,7 +10,6 @@ Not for: where sandboxes come from (`host.Host`), or the language of mounts (``d
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -23,6 +22,7 @@ from tare.build.dockerfile import Execution, Network, Run, Security, proxies
 from tare.build.mounting import Mounted, mounted_for
 from tare.build.request import Output
 from tare.build.stage import StageRun, StepError
+from tare.build.threads import in_thread
 from tare.errors import DeniedError, InvalidError, UnsupportedError
 from tare.image.changes import open_layer
 from tare.model.digest import Digest
@@ -168,7 +168,7 @@ async def _made(stage: StageRun, wish: _Wish, sources: Mounted, listen: Listener
             code = await place.run(spec, stage.paths(), listen)
         if code:
             raise _failed(wish, code)
-        return await asyncio.to_thread(_layer, stage, place, mounts.stubs)
+        return await in_thread(_layer, stage, place, mounts.stubs)
 
 
 def _spec(stage: StageRun, wish: _Wish) -> ContainerSpec:

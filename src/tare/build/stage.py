@@ -9,7 +9,6 @@ Not for: which stages run, and when (``executor``).
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import posixpath
@@ -45,6 +44,7 @@ from tare.build.dockerfile import (
     expand,
 )
 from tare.build.request import Progress, State, StepInfo
+from tare.build.threads import in_thread
 from tare.build.tree import DirectoryTree
 from tare.errors import InvalidError
 from tare.image.store import format_time
@@ -200,7 +200,7 @@ class StageRun:
             builder.tell(Progress(step=step, state=State.CACHED, result=self.made.link))
             return
         what = written.original
-        described = await asyncio.to_thread(files)
+        described = await in_thread(files)
         why = tuple(builder.why(what, key, parts, described))
         builder.tell(Progress(step=step, state=State.RUNNING, why=why))
         started = time.monotonic()

@@ -55,15 +55,19 @@ class Builds:
         self._store = store
         self._registries = registries
         self.cache: Cache = Cache(core.paths.state / "build", store)
-        self._running = 0
+        self._running: set[asyncio.Future[Built]] = set()
 
     @property
     def busy(self) -> bool:
         """Whether a build is under way."""
-        return self._running > 0
+        return bool(self._running)
 
-    def close(self) -> None:
-        """Close the cache; no build may be under way."""
+    async def close(self) -> None:
+        """End what is being built, then close the cache."""
+        for build in self._running:
+            build.cancel()
+        if self._running:
+            await asyncio.wait(self._running, timeout=_KILL_PATIENCE)
         self.cache.close()
 
     def context(self) -> Context:
@@ -97,11 +101,14 @@ class Builds:
         from tare.build.executor import Builder
 
         host = _Host(self._core, self._store, self.cache, self._registries, credentials or {})
-        self._running += 1
+        building = asyncio.ensure_future(Builder(request, context, host, tell).run())
+        self._running.add(building)
         try:
-            built = await Builder(request, context, host, tell).run()
+            # Also when the client goes away: its programs are ended and its files let go of
+            # before anybody goes on.
+            built = await _to_its_end(building)
         finally:
-            self._running -= 1
+            self._running.discard(building)
             self._core.images.changed()
         if built.id is not None:
             await self._core.trust.made(built.id, accepted=host.accepted)
@@ -123,6 +130,18 @@ class Builds:
         )
         self._core.events.emit("builder", "prune", "", {"reclaimed": str(pruned.reclaimed)})
         return pruned
+
+
+async def _to_its_end(building: asyncio.Future[Built]) -> Built:
+    """The result of a build; it is cancelled with its caller, and has ended when this returns."""
+    try:
+        return await asyncio.shield(building)
+    except asyncio.CancelledError:
+        building.cancel()
+        while not building.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait((building,))
+        raise
 
 
 class _Host:

@@ -188,13 +188,13 @@ class Engine:
         """Let go of everything; containers and the keeper go on."""
         if self._housekeeping is not None:
             self._housekeeping.cancel()
+        await self.builds.close()
         await self._checks.close()
         await self._lifecycle.close()
         await self.volumes.close()
         await self._fabric.close()
         await self._workloads.close()
         await self._driver.close()
-        self.builds.close()
         self.registries.close()
         self.images.close()
         self._store.close()
