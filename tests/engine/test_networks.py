@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fakes.fabric import RememberingFabric
-from tare.engine import generated
+from tare.engine import filters, generated
 from tare.engine.attachments import Attachments
 from tare.engine.events import Events
 from tare.engine.networks import Networks
@@ -577,5 +577,30 @@ def test_the_hardened_profile_publishes_on_no_open_address(tmp_path: Path) -> No
         with pytest.raises(DeniedError, match="hardened"):
             bench.container("open", "default", ports=(anywhere,), security=hardened)
         bench.store.close()
+
+    run(work())
+
+
+def test_containers_are_listed_by_network_and_by_port(bench: Bench) -> None:
+    async def work() -> None:
+        identity = await bench.network("mine")
+        port = PortWish(container_port=80, host_port="8080")
+        await bench.start(
+            bench.container("web", "mine", ports=(port,), exposed_ports=("80/tcp", "53/udp"))
+        )
+        await bench.start(bench.container("other", "default"))
+
+        def named(key: str, value: str) -> set[str]:
+            chosen = filters.tests({key: (value,)}, bench.store.get)
+            return {record.name for record in filters.select(bench.store.all(), chosen)}
+
+        assert named("network", "mine") == named("network", identity[:12]) == {"web"}
+        assert named("network", "bridge") == {"other"}
+        assert named("publish", "8000-8100") == named("publish", "8080/tcp") == {"web"}
+        assert named("publish", "8080/udp") == named("publish", "80") == set()
+        assert named("expose", "53/udp") == {"web"} and named("expose", "53") == set()
+        for wrong in ("x", "0", "9-8", "80/icmp"):
+            with pytest.raises(InvalidError):
+                named("publish", wrong)
 
     run(work())

@@ -109,7 +109,7 @@ def test_filters_of_events(wanted: dict[str, list[str]], passes: bool) -> None:
         ({"ancestor": ["web"]}, False),
         ({"health": ["none"]}, True),
         ({"exited": ["0"]}, False),
-        ({"network": ["default"]}, True),
+        ({"network": ["none"]}, True),
         ({"label": ["x"]}, False),
     ],
 )

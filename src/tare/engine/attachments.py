@@ -53,6 +53,7 @@ log = logging.getLogger("tare.network")
 
 DEFAULT: Final = "default"
 _MOST_NETWORKS: Final = 64
+_NO_WISH: Final = NetworkWish(network="")
 
 
 @dataclass(slots=True)
@@ -99,6 +100,13 @@ class Attachments:
 
     def inhabitants(self, network: str) -> list[tuple[Record, Joined]]:
         """The running containers of a network, with their places in it."""
+        shared = self._networks.find(network)
+        if shared is not None and shared.name in (HOST, NONE):
+            return [
+                (record, Joined(network_id=network, network=shared.name, wish=_NO_WISH))
+                for record in self._store.active()
+                if record.alive and record.spec.namespaces.network == shared.name
+            ]
         found = []
         for identity, _ in self.members(network):
             record = self._store.find(identity)

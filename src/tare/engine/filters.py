@@ -58,16 +58,55 @@ def _test(key: str, values: Sequence[str], find: Callable[[str], Record]) -> Tes
                 return lambda r: r.created_ns < min(times)
             return lambda r: r.created_ns > max(times)
         case "network":
-            return lambda r: (r.spec.namespaces.network or "default") in values
+            return _network(values)
         case "volume":
             return lambda r: any(m.target in values or m.source in values for m in r.spec.mounts)
         case "is-task":
             return lambda r: "false" in values or "0" in values
-        case "publish" | "expose":
-            return lambda r: False
+        case "publish":
+            wanted = [_ports(value) for value in values]
+            return lambda r: any(
+                p.host_port in ports and p.protocol == protocol
+                for joined in (r.networks if r.alive else ())
+                for p in joined.ports
+                for ports, protocol in wanted
+            )
+        case "expose":
+            wanted = [_ports(value) for value in values]
+            return lambda r: any(
+                int(number) in ports and protocol == asked
+                for number, _, protocol in (p.partition("/") for p in r.spec.exposed_ports)
+                for ports, asked in wanted
+            )
         case "isolation":
             return lambda r: r.spec.isolation in values
     raise InvalidError(f"invalid filter '{key[:40]}'")
+
+
+def _network(values: Sequence[str]) -> Test:
+    """Those in a network of that name or id, be it only the host's or none."""
+
+    def test(record: Record) -> bool:
+        word = record.spec.namespaces.network or ("" if record.networks else "none")
+        return word in values or any(
+            joined.network in values or joined.network_id.startswith(tuple(values))
+            for joined in record.networks
+        )
+
+    return test
+
+
+def _ports(text: str) -> tuple[range, str]:
+    """``80``, ``80/udp``, ``8000-8010/tcp``."""
+    numbers, _, protocol = text.partition("/")
+    low, dash, high = numbers.partition("-")
+    try:
+        first, last = int(low), int(high) if dash else int(low)
+    except ValueError:
+        raise InvalidError(f"invalid filter: {text[:40]!r} is no port") from None
+    if protocol not in ("", "tcp", "udp", "sctp") or not 0 < first <= last <= 65_535:
+        raise InvalidError(f"invalid filter: {text[:40]!r} is no port")
+    return range(first, last + 1), protocol or "tcp"
 
 
 def _name(values: Sequence[str]) -> Test:
