@@ -30,6 +30,10 @@ from tare.network.values import Address, Endpoint, Network, Port, Prefix, engine
 from tare.network.values import Protocol as PortProtocol
 
 log = logging.getLogger("tare.network")
+_FILTERED = (
+    "the host sends bridged frames through its packet filter (net.bridge.bridge-nf-call-iptables, "
+    "-ip6tables): ports published on ::1 are not reached from the host itself"
+)
 
 
 class Held(Protocol):
@@ -162,7 +166,10 @@ class HostFabric:
     @property
     def problems(self) -> tuple[str, ...]:
         """Of the filter and of the name server."""
-        return (*((self._trouble,) if self._trouble else ()), *self._names.problems)
+        own = [self._trouble] if self._trouble else []
+        if self._firewall is not None and bridge.bridged_frames_filtered():
+            own.append(_FILTERED)
+        return (*own, *self._names.problems)
 
     def host_prefixes(self, own: Collection[str]) -> Sequence[Prefix]:
         """From the kernel's routes."""
