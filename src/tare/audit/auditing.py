@@ -10,19 +10,28 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import socket
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from tare import __version__
-from tare.audit import catalogue, container, finding, surroundings, workload
+from tare.audit import catalogue, container, files, finding, surroundings, workload
+from tare.audit import engine as engine_checks
 from tare.audit.container import Workload
+from tare.audit.engine import packet_filter
+from tare.audit.files import Places
 from tare.audit.finding import Item, Report, Result, Scope
+from tare.audit.host import Host
 from tare.audit.request import AuditBody, scopes, wanted
 from tare.audit.rules.rule import Check
 from tare.audit.surroundings import Surroundings
+from tare.audit.view import View
 from tare.audit.workload import Context
 from tare.engine.engine import Engine
 from tare.errors import InvalidError, TareError
+from tare.model.networking import BRIDGE
 from tare.model.record import ExecRecord, Record
 
 
@@ -33,10 +42,8 @@ async def audit(engine: Engine, asked: AuditBody) -> Report:
     checks = wanted(asked, benchmark)
     if asked.names and len(scopes(asked)) != 1:
         raise InvalidError("names can be given for one of image and workload only")
-    found: dict[str, tuple[Item, ...]] = {}
-    remarks: list[str] = []
-    if any(check.scope is Scope.WORKLOAD for check in checks):
-        found |= await _workloads(engine, asked, checks, remarks)
+    look = _Look(engine, asked, checks)
+    found = await look.all()
     return Report(
         benchmark=catalogue.BENCHMARKS[benchmark],
         host=os.uname().nodename,
@@ -51,54 +58,167 @@ async def audit(engine: Engine, asked: AuditBody) -> Report:
             )
             for check in checks
         ),
-        remarks=tuple(remarks),
+        remarks=tuple(look.remarks),
     )
 
 
-# --- workloads ----------------------------------------------------------------------------------
+class _Look:
+    """One audit under way: what was collected, for the scopes that share it."""
+
+    def __init__(self, engine: Engine, asked: AuditBody, checks: Sequence[Check]) -> None:
+        self._engine = engine
+        self._asked = asked
+        self._names: dict[Scope, list[str]] = {scope: [] for scope in Scope}
+        for check in checks:
+            self._names[check.scope].append(check.name)
+        self._view = View()
+        self._places = places_of(engine)
+        self.remarks: list[str] = []
+
+    async def all(self) -> dict[str, tuple[Item, ...]]:
+        """The items of every check that was asked for, by its name."""
+        found: dict[str, tuple[Item, ...]] = {}
+        workloads: list[Workload] = []
+        around = await asyncio.to_thread(surroundings.look, self._engine.paths)
+        if self._names[Scope.WORKLOAD] or self._names[Scope.ENGINE]:
+            workloads = await self._workloads(around)
+        if self._names[Scope.HOST]:
+            found |= await asyncio.to_thread(self._host)
+        if self._names[Scope.ENGINE]:
+            found |= await self._of_engine(around, workloads)
+        if self._names[Scope.WORKLOAD]:
+            found |= self._judged(workloads, around)
+        return found
+
+    # --- host and engine ------------------------------------------------------------------------
+
+    def _host(self) -> dict[str, tuple[Item, ...]]:
+        host = Host(
+            self._view,
+            self._places,
+            trusted=self._asked.trusted_users or (),
+            version=__version__,
+        )
+        return {name: tuple(host.judge(name)) for name in self._names[Scope.HOST]}
+
+    async def _of_engine(
+        self, around: Surroundings, workloads: Sequence[Workload]
+    ) -> dict[str, tuple[Item, ...]]:
+        engine = self._engine
+        bridges = [n for n in engine.networks.all() if n.name == BRIDGE]
+        bridge = next((n.interface for n in bridges if _there(n.interface)), "")
+        table, trouble = await asyncio.to_thread(packet_filter, str(engine.paths.state))
+        records = await engine.containers.list(all=True)
+        images = {str(image.id) for image in await engine.images.list()}
+        facts = engine_checks.Facts(
+            info=await engine.info(),
+            config=engine.config,
+            places=self._places,
+            view=self._view,
+            around=around,
+            workloads=workloads,
+            default_bridge=bridge,
+            default_icc=engine.config.network.icc,
+            filter=table,
+            filter_trouble=trouble,
+            listeners=await asyncio.to_thread(engine_checks.listeners),
+            keeper=_pid(engine.paths.run / "keeper.lock"),
+            images=len(images),
+            images_used=len(images & {record.image_id for record in records}),
+        )
+
+        def judge() -> dict[str, tuple[Item, ...]]:
+            return {
+                name: tuple(files.judge(name, self._view, self._places))
+                or engine_checks.judge(name, facts)
+                for name in self._names[Scope.ENGINE]
+            }
+
+        return await asyncio.to_thread(judge)
+
+    # --- workloads ------------------------------------------------------------------------------
+
+    async def _workloads(self, around: Surroundings) -> list[Workload]:
+        records = await self._records()
+        running = [record for record in records if record.alive]
+        idle = len(records) - len(running)
+        if idle and self._names[Scope.WORKLOAD]:
+            self.remarks.append(f"{idle} containers do not run and were not looked at")
+        known: list[tuple[Record, list[ExecRecord], str, tuple[str, ...]]] = []
+        for record in running:
+            execs = self._engine.execs
+            found = [execs.inspect(identity) for identity in execs.of(record.id)]
+            newer, ports = await _image(self._engine, record)
+            known.append((record, found, newer, ports))
+
+        def look() -> list[Workload]:
+            return [
+                container.look(record, around, execs=execs, newer_image=newer, image_ports=ports)
+                for record, execs, newer, ports in known
+            ]
+
+        return await asyncio.to_thread(look)
+
+    async def _records(self) -> list[Record]:
+        containers = self._engine.containers
+        if self._asked.names and self._names[Scope.WORKLOAD]:
+            return [await containers.get(name) for name in self._asked.names]
+        found = await containers.list(all=True)
+        return sorted(found, key=lambda record: record.name)
+
+    def _judged(
+        self, workloads: Sequence[Workload], around: Surroundings
+    ) -> dict[str, tuple[Item, ...]]:
+        allowed = frozenset(self._asked.allowed_ports or ())
+        context = Context(around=around, allowed_ports=allowed)
+        names = self._names[Scope.WORKLOAD]
+        if not workloads:
+            return {name: (finding.inapplicable("no container runs"),) for name in names}
+        return {
+            name: tuple(item for one in workloads for item in workload.judge(one, name, context))
+            for name in names
+        }
 
 
-async def _workloads(
-    engine: Engine, asked: AuditBody, checks: Sequence[Check], remarks: list[str]
-) -> dict[str, tuple[Item, ...]]:
-    records = await _records(engine, asked)
-    running = [record for record in records if record.alive]
-    idle = len(records) - len(running)
-    if idle:
-        remarks.append(f"{idle} containers do not run and were not looked at")
-    around = await asyncio.to_thread(surroundings.look, engine.paths)
-    facts = await _facts(engine, running, around)
-    context = Context(around=around, allowed_ports=frozenset(asked.allowed_ports or ()))
-    names = [check.name for check in checks if check.scope is Scope.WORKLOAD]
-    if not facts:
-        return {name: (finding.inapplicable("no container runs"),) for name in names}
-    return {
-        name: tuple(item for one in facts for item in workload.judge(one, name, context))
-        for name in names
-    }
+def places_of(engine: Engine) -> Places:
+    """Where this engine's things lie."""
+    paths, config = engine.paths, engine.config
+    programs = [found for name in ("tare", "tared") if (found := shutil.which(name))]
+    served = config.registry
+    return Places(
+        state=str(paths.state),
+        run=str(paths.run),
+        config=str(paths.config),
+        programs=tuple(programs),
+        package=str(Path(__file__).resolve().parent.parent),
+        interpreter=os.path.realpath("/proc/self/exe"),
+        runtimes=tuple(
+            found
+            for name in (f"qemu-system-{os.uname().machine}", "qemu-system-x86_64")
+            if (found := shutil.which(name))
+        )[:1],
+        ca=tuple(str(s.ca) for s in config.registries.hosts.values() if s.ca),
+        certificates=(str(served.tls_cert),) if served and served.tls_cert else (),
+        keys=(
+            *((str(served.tls_key),) if served and served.tls_key else ()),
+            *(str(s.key) for s in config.registries.hosts.values() if s.key),
+        ),
+        owner=os.geteuid(),
+    )
 
 
-async def _records(engine: Engine, asked: AuditBody) -> list[Record]:
-    if asked.names:
-        return [await engine.containers.get(name) for name in asked.names]
-    found = await engine.containers.list(all=True)
-    return sorted(found, key=lambda record: record.name)
+def _there(interface: str) -> bool:
+    try:
+        return bool(interface and socket.if_nametoindex(interface))
+    except OSError:
+        return False
 
 
-async def _facts(engine: Engine, records: Sequence[Record], around: Surroundings) -> list[Workload]:
-    known: list[tuple[Record, list[ExecRecord], str, tuple[str, ...]]] = []
-    for record in records:
-        execs = [engine.execs.inspect(identity) for identity in engine.execs.of(record.id)]
-        newer, ports = await _image(engine, record)
-        known.append((record, execs, newer, ports))
-
-    def look() -> list[Workload]:
-        return [
-            container.look(record, around, execs=execs, newer_image=newer, image_ports=ports)
-            for record, execs, newer, ports in known
-        ]
-
-    return await asyncio.to_thread(look)
+def _pid(path: Path) -> int:
+    try:
+        return int(path.read_text("ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 async def _image(engine: Engine, record: Record) -> tuple[str, tuple[str, ...]]:

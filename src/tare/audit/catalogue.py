@@ -40,9 +40,9 @@ _SECTIONS: Final = {
 @functools.cache
 def checks() -> Mapping[str, Check]:
     """Every check by its name."""
-    from tare.audit.rules import workload
+    from tare.audit.rules import engine, files, host, workload
 
-    modules = (workload,)
+    modules = (host, engine, files, workload)
     found = {check.name: check for module in modules for check in module.CHECKS}
     assert len(found) == sum(len(module.CHECKS) for module in modules), "a name was given twice"
     return found

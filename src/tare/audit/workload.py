@@ -35,8 +35,10 @@ _HARMLESS_DEVICES: Final = frozenset(
 _PRIVILEGED: Final = 1024
 _RETRIES: Final = 5
 _MANY_FILES: Final = 1 << 20
-_HIDDEN: Final = ("/proc/sysrq-trigger", "/proc/sys", "/proc/kcore", "/sys/firmware")
-"""Of the masked and read-only paths, those whose loss matters most."""
+_HIDDEN: Final = ("/proc/sys", "/sys/firmware")
+_HIDDEN_FROM_ROOT: Final = (*_HIDDEN, "/proc/sysrq-trigger", "/proc/kcore")
+"""Of the masked and read-only paths, those whose loss matters most; the latter two are closed by
+their owner, root of the host, to everybody who has other ids."""
 
 _OWN_KERNEL: Final = "the machine has a kernel of its own, so nothing of the host's is shared"
 MACHINE: Final[Mapping[str, str]] = {
@@ -176,10 +178,14 @@ def _sockets(workload: Workload, context: Context) -> list[Item]:
             for path, place in context.around.sockets.items():
                 if place.within(mount) and not (mount.kind == "overlay" and mount.point == "/"):
                     found.append(finding.fail(f"{path} is reachable on {mount.point}", _at(mount)))
-    named = {item.seen.partition(" ")[0] for item in found}
+    points = {mount.point for mount in workload.mounts if not workload.machine}
+    shown = {e.where.removeprefix("mount ") for item in found for e in item.evidence}
     for wanted in workload.record.spec.mounts:
         real = os.path.realpath(wanted.source) if wanted.kind is MountKind.BIND else ""
-        if os.path.basename(real) in SOCKET_NAMES and real not in named and not found:
+        if os.path.basename(real) in SOCKET_NAMES and not shown & points & {
+            wanted.target,
+            os.path.realpath(wanted.target),
+        }:
             found.append(finding.fail(f"{real} is mounted on {wanted.target}"))
         elif real and workload.machine:
             held = [p for p in context.around.sockets if procfs.below(os.path.realpath(p), real)]
@@ -218,15 +224,16 @@ def _read_only(workload: Workload, _: Context) -> Item:
 
 def _masked(workload: Workload, _: Context) -> Item:
     """A path is covered by a mount of its own, or below one that is read-only."""
+    hidden = _HIDDEN if workload.own_ids else _HIDDEN_FROM_ROOT
     bare = []
-    for path in _HIDDEN:
+    for path in hidden:
         covering = [m for m in workload.mounts if procfs.below(path, m.point) and m.point != "/"]
         last = max(covering, key=lambda m: len(m.point), default=None)
         if last is None or (last.point != path and not last.read_only):
             bare.append(path)
     if bare:
         return finding.warn(f"not covered: {', '.join(bare)}", Evidence("mountinfo", "no mount"))
-    return finding.ok(f"covered: {', '.join(_HIDDEN)}")
+    return finding.ok(f"covered: {', '.join(hidden)}")
 
 
 def _devices(workload: Workload, _: Context) -> list[Item]:
