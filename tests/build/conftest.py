@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import os
 import socket
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -143,7 +144,8 @@ def packed(files: Files, *, mtime: int = 1_500_000_000) -> bytes:
 @pytest.fixture(scope="session")
 def build_engine(session_directory: Path, busybox_archive: Path) -> Iterator[Engine]:
     """An engine of the builder's own tests, with busybox in it."""
-    engine = Engine(session_directory / "be")
+    # A fresh place: tests of other folders use this fixture too, and each folder runs it anew.
+    engine = Engine(session_directory / f"b{os.urandom(2).hex()}")
     engine.out("load", "-q", "-i", str(busybox_archive))
     yield engine
     assert engine.end() == []
