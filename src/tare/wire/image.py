@@ -66,6 +66,8 @@ def inspect(image: Image) -> Json:
         "DockerVersion": "",
         "Author": given.author,
         "Config": config(given),
+        # Gone from the API since 1.45; docker-compose 1 reads the volumes of it.
+        "ContainerConfig": config(given),
         "Architecture": given.architecture,
         "Variant": given.variant,
         "Os": given.os,
