@@ -35,6 +35,8 @@ from tare.model.record import (
 from tare.model.spec import ContainerSpec, ExecSpec
 from tare.model.state import State
 from tare.model.volume import Volume, VolumeStatus
+from tare.trust.switch import Mode
+from tare.trust.verdict import Standing, Verdict
 
 IMAGE = Image(
     id=Digest("a" * 64),
@@ -114,6 +116,16 @@ class Images:
 
     async def list(self) -> list[Image]:
         return [IMAGE]
+
+
+class Trust:
+    """Nothing was set up."""
+
+    configured = False
+    mode = Mode.WARN
+
+    async def verdict(self, image_id: str, asked: str = "") -> Verdict:
+        return Verdict(Standing.UNSIGNED, asked, image_id, "no rule", ("it has no signature",))
 
 
 class Containers:
@@ -337,6 +349,7 @@ class Engine:
         self.builds = Builds()
         self.events = Events()
         self.images = Images()
+        self.trust = Trust()
         self.containers = Containers(self.events)
         self.networks = Networks()
         self.volumes = Volumes()

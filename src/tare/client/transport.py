@@ -42,6 +42,10 @@ _BY_STATUS: dict[int, type[TareError]] = {
 }
 
 
+ALWAYS: dict[str, str] = {}
+"""Headers of every request of this process: what the command line asks for as a whole."""
+
+
 def quoted(part: str) -> str:
     """Percent-encode *part* for a path or a query value."""
     return "".join(chr(b) if b in _SAFE else f"%{b:02X}" for b in os.fsencode(part))
@@ -201,7 +205,7 @@ class Connection:
         heard.
         """
         head = f"{method} {where} HTTP/1.1\r\nHost: tare\r\n"
-        for name, value in (headers or {}).items():
+        for name, value in {**ALWAYS, **(headers or {})}.items():
             head += f"{name}: {value}\r\n"
         if upgrade:
             head += "Connection: Upgrade\r\nUpgrade: tcp\r\n"

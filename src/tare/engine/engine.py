@@ -40,6 +40,7 @@ from tare.engine.limits import Abilities
 from tare.engine.networks import Networks
 from tare.engine.paths import Paths
 from tare.engine.registries import Registries
+from tare.engine.signing import Signing
 from tare.engine.store import Store
 from tare.engine.trust import Trust
 from tare.engine.volume_transfer import Transfers
@@ -89,6 +90,7 @@ class Engine:
             self.events,
             trust=self.trust,
         )
+        self.signing = Signing(self.trust, images, self.config.registries)
         blocks, workloads = Blocks(Documents(store, "resting_ids", Rest)), Workloads(paths)
         self._workloads = workloads
         self.volumes = Volumes(paths, store, self.events)

@@ -401,3 +401,9 @@ def decode(values: Iterable[Fields]) -> tuple[Artifact, ...]:
         blobs = [decoded(text, "a signature's blob") for text in value.texts("blobs") or ()]
         found.append(Artifact(raw, {Digest.of(blob): blob for blob in blobs}))
     return tuple(found)
+
+
+def is_simple(artifact: Artifact) -> bool:
+    """Whether it is a ``.sig`` document, which has a tag, and no referrer."""
+    what = "the signature document"
+    return "subject" not in strict_json.decode(artifact.raw, what, limit=MANIFEST_MAX)

@@ -18,6 +18,7 @@ from tare.api.routes import (
     registries,
     streaming,
     system,
+    trust,
     volumes,
 )
 from tare.api.routing import Routes
@@ -27,6 +28,6 @@ def install(routes: Routes) -> None:
     """Add every path of the API to *routes*."""
     for noun in (
         absent, archives, audit, budget, building, containers, execs, images, machines, networks,
-        observe, own, registries, streaming, system, volumes,
+        observe, own, registries, streaming, system, trust, volumes,
     ):  # fmt: skip
         noun.install(routes)

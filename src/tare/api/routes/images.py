@@ -12,9 +12,11 @@ from tare.api.routes import registries
 from tare.api.routes.archives import send
 from tare.api.routes.telling import told
 from tare.api.routing import Routes
-from tare.errors import InvalidError, MissingError, UnsupportedError
+from tare.errors import InvalidError, MissingError, TareError, UnsupportedError
 from tare.model.reference import Reference
+from tare.trust.switch import Mode
 from tare.wire import body, image
+from tare.wire import trust as wire_trust
 
 _LIST_FILTERS: Final = ("before", "dangling", "label", "reference", "since", "until")
 
@@ -30,8 +32,13 @@ async def _list(call: Call) -> web.StreamResponse:
     if call.flag("shared-size") or call.minor >= 42:
         records = await call.engine.containers.list(all=True, filters={})
         used = [record.image_id for record in records]
+    trust = call.engine.trust
+    judged = trust.configured or trust.mode is Mode.ON
     found = [
-        image.summary(one, used.count(str(one.id)))
+        {
+            **image.summary(one, used.count(str(one.id))),
+            **({"Tare": {"Trust": await _standing(call, str(one.id))}} if judged else {}),
+        }
         for one in images
         if image.matches(one, wanted)
         and all(one.created_ns < bound for bound in bounds["before"])
@@ -41,8 +48,20 @@ async def _list(call: Call) -> web.StreamResponse:
     return answer(found)
 
 
+async def _standing(call: Call, identity: str) -> str:
+    try:
+        return str((await call.engine.trust.verdict(identity)).standing)
+    except TareError:
+        return "unknown"  # the policy cannot be read: `tare trust` says why
+
+
 async def _inspect(call: Call) -> web.StreamResponse:
-    return answer(image.inspect(await call.engine.images.get(call.ref)))
+    found = await call.engine.images.get(call.ref)
+    try:
+        shown = wire_trust.verdict(await call.engine.trust.verdict(str(found.id), call.ref))
+    except TareError as error:
+        shown = {"Verdict": "unknown", "Accepted": False, "Reasons": [str(error)]}
+    return answer({**image.inspect(found), "Tare": {"Trust": shown}})
 
 
 async def _history(call: Call) -> web.StreamResponse:

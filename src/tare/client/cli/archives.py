@@ -191,6 +191,7 @@ COMMANDS = {
         {
             "input": ("i", "string", "Read this file instead of standard input"),
             "quiet": ("q", "bool", "Do not show how it goes"),
+            "trust": ("", "bool", "Refuse images that are not verified"),
         },
         most=0,
     ),

@@ -401,6 +401,7 @@ _OPTIONS = {
     "shm-size": ("", "bytes", "Size of /dev/shm"),
     "ssh": ("", "list", "An SSH agent for RUN --mount=type=ssh (default, or ID=SOCKET)"),
     "tag": ("t", "list", "A name for the image"),
+    "trust": ("", "bool", "Refuse base images that are not verified"),
     "target": ("", "string", "Build up to this stage"),
     "ulimit": ("", "ulimit", "A limit of the steps' programs"),
 }

@@ -27,6 +27,7 @@ HEADERS = {
     "SharedSize": "SHARED SIZE",
     "UniqueSize": "UNIQUE SIZE",
     "VirtualSize": "VIRTUAL SIZE",
+    "Trust": "TRUST",
 }
 _NONE = "<none>"
 _HISTORY_HEADERS = {
@@ -58,6 +59,8 @@ def _images(daemon: Daemon, flags: Flags, arguments: list[str]) -> int:
     columns = ["Repository", "Tag", "ID", "CreatedSince", "Size"]
     if flags.flag("digests"):
         columns.insert(2, "Digest")
+    if any("Trust" in row for row in rows):  # somebody has set trust up: it matters to them
+        columns.append("Trust")
     write_out(render(flags.text("format"), columns, HEADERS, rows).encode("utf-8", "replace"))
     return 0
 
@@ -75,6 +78,8 @@ def _rows(each: Json, wanted: str, *, whole: bool, digests: bool) -> list[dict[s
         "UniqueSize": "N/A",
         "VirtualSize": units.human_size(number(each, "Size")),
     }
+    if verdict := text(each, "Tare", "Trust"):
+        base["Trust"] = verdict
     by_repository = {}
     for reference in document.strings(each, "RepoDigests"):
         repository, _, digest = reference.partition("@")

@@ -10,9 +10,9 @@ import os
 import sys
 
 from tare.client.cli.registry import ALIASES, COMMANDS, COMMON, GROUPS, LATER
-from tare.client.options import Command, UsageError, help_text, parse
+from tare.client.options import Command, Flags, UsageError, help_text, parse
 from tare.client.tables import say, warn, write_out
-from tare.client.transport import Daemon
+from tare.client.transport import ALWAYS, Daemon
 from tare.errors import TareError
 
 _GLOBAL_HELP = """
@@ -73,11 +73,24 @@ def _main(argv: list[str]) -> int:
     if parsed is None:
         write_out(help_text(name, command, _width()).encode())
         return 0
+    _ask_for_trust(parsed[0])
     daemon = Daemon(host)
     try:
         return command.run(daemon, *parsed)
     finally:
         daemon.close()
+
+
+def _ask_for_trust(flags: Flags) -> None:
+    """Let every request of this command ask for verified images, where its user does.
+
+    As Docker's client knows it, too: by its variable, and by its option that says no.
+    """
+    wanted = os.environ.get("DOCKER_CONTENT_TRUST", "") in ("1", "t", "T", "true", "TRUE", "True")
+    if flags.given("disable-content-trust"):
+        wanted = not flags.flag("disable-content-trust")
+    if wanted or flags.flag("trust"):
+        ALWAYS["Tare-Trust"] = "on"
 
 
 def _globals(argv: list[str]) -> tuple[str, list[str] | None]:
@@ -103,6 +116,8 @@ def _globals(argv: list[str]) -> tuple[str, list[str] | None]:
 def _find(words: list[str]) -> tuple[str, list[str]]:
     """The canonical name of the command and its arguments; "" when a group's help was printed."""
     first = words[0]
+    if (three := " ".join(words[:3])) in COMMANDS and len(words) > 2:
+        return three, words[3:]  # tare trust key ls
     if first in COMMANDS and (pair := " ".join(words[:2])) in COMMANDS and len(words) > 1:
         return pair, words[2:]  # tare budget shows, tare budget set changes
     if first in COMMANDS:

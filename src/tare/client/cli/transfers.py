@@ -273,7 +273,7 @@ def bring(daemon: Daemon, name: str, *, platform: str, quiet: bool) -> None:
         raise
 
 
-_TRUST = ("", "bool", "Signatures are the daemon's policy: this is accepted and changes nothing")
+_TRUST = ("", "bool", "=false is --trust; the daemon's policy holds in any case")
 
 COMMANDS = {
     "pull": Command(
@@ -285,6 +285,7 @@ COMMANDS = {
             "disable-content-trust": _TRUST,
             "platform": ("", "string", "For this platform (linux/arm64), not the host's"),
             "quiet": ("q", "bool", "Print the name only"),
+            "trust": ("", "bool", "Refuse the image unless it is verified"),
         },
         least=1,
         most=1,
