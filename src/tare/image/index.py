@@ -8,6 +8,9 @@
         names    full references, with a tag or with a digest, each of one image
         manifests  the documents that registries keep of an image, by their digests
         sources  which blob of which repository a layer is: what a push need not send
+        notes    what the engine keeps beside an image, by kind: its bill, provenance, recipe
+        pins     names that no collector takes
+        used     when an image was last used, as far as it was told
 
 Leases are in memory only: they protect what a running operation has added and not yet named. After
 a crash nothing is leased, and `store.recover` collects what was left.
@@ -31,7 +34,7 @@ from tare.errors import FailedError
 from tare.model.digest import Digest
 from tare.model.reference import Reference
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _SCHEMA: Final = """
 CREATE TABLE images (id TEXT PRIMARY KEY, added_ns INTEGER NOT NULL, parent TEXT,
                      size INTEGER NOT NULL) STRICT;
@@ -51,6 +54,13 @@ CREATE INDEX manifests_by_image ON manifests(image);
 CREATE TABLE sources (diff_id TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL,
                       media_type TEXT NOT NULL, repository TEXT NOT NULL,
                       used_ns INTEGER NOT NULL, PRIMARY KEY (diff_id, repository, digest)) STRICT;
+"""
+_SCHEMA_3: Final = """
+CREATE TABLE notes (image TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE,
+                    kind TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (image, kind)) STRICT;
+CREATE TABLE pins (name TEXT PRIMARY KEY) STRICT;
+CREATE TABLE used (image TEXT PRIMARY KEY REFERENCES images(id) ON DELETE CASCADE,
+                   used_ns INTEGER NOT NULL) STRICT;
 """
 _SOURCES_KEPT: Final = 32  # of one layer
 
@@ -121,6 +131,8 @@ class Index:
             self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version=1; COMMIT;")
         if version < 2:
             self._database.executescript(f"BEGIN; {_SCHEMA_2} PRAGMA user_version=2; COMMIT;")
+        if version < 3:
+            self._database.executescript(f"BEGIN; {_SCHEMA_3} PRAGMA user_version=3; COMMIT;")
 
     def close(self) -> None:
         """Close the file."""
@@ -178,11 +190,13 @@ class Index:
         """Let *name* mean nothing."""
         with self.change():
             self._database.execute("DELETE FROM names WHERE name = ?", (str(name),))
+            self._database.execute("DELETE FROM pins WHERE name = ?", (str(name),))
 
     def remove(self, id: Digest) -> None:
         """Forget an image and its names."""
         with self.change():
             self._database.execute("DELETE FROM images WHERE id = ?", (id.hex,))
+            self._database.execute("DELETE FROM pins WHERE name NOT IN (SELECT name FROM names)")
 
     def add_manifest(self, digest: Digest, id: Digest, media_type: str) -> None:
         """Know that the document *digest* is a manifest of an image."""
@@ -201,6 +215,63 @@ class Index:
                 arguments,
             ).fetchall()
         return [(Digest(digest), media_type) for digest, media_type in rows]
+
+    # -- notes, pins, use -------------------------------------------------------------------
+
+    def add_note(self, id: Digest, kind: str, digest: Digest) -> None:
+        """Know the document *digest* as the image's note of that kind, instead of another."""
+        with self.change():
+            self._database.execute(
+                "INSERT OR REPLACE INTO notes VALUES (?, ?, ?)", (id.hex, kind, digest.hex)
+            )
+
+    def notes(self, id: Digest) -> dict[str, Digest]:
+        """The notes of an image by kind."""
+        with self.lock:
+            rows = self._database.execute(
+                "SELECT kind, digest FROM notes WHERE image = ?", (id.hex,)
+            ).fetchall()
+        return {kind: Digest(digest) for kind, digest in rows}
+
+    def documents(self) -> set[Digest]:
+        """Every document that some image needs: manifests and notes."""
+        with self.lock:
+            rows = self._database.execute(
+                "SELECT digest FROM manifests UNION SELECT digest FROM notes"
+            ).fetchall()
+        return {Digest(row[0]) for row in rows}
+
+    def pin(self, name: Reference) -> None:
+        """Keep *name*, which there is, from collectors."""
+        with self.change():
+            self._database.execute("INSERT OR IGNORE INTO pins VALUES (?)", (str(name),))
+
+    def unpin(self, name: Reference) -> bool:
+        """Keep it no more; whether it was kept."""
+        with self.change():
+            return (
+                self._database.execute("DELETE FROM pins WHERE name = ?", (str(name),)).rowcount > 0
+            )
+
+    def pins(self) -> set[Reference]:
+        """The names that are kept."""
+        with self.lock:
+            rows = self._database.execute("SELECT name FROM pins").fetchall()
+        return {Reference.parse(row[0]) for row in rows}
+
+    def touch(self, moments: Iterable[tuple[Digest, int]]) -> None:
+        """Remember when images were used; of what is no image, nothing."""
+        with self.change():
+            self._database.executemany(
+                "INSERT OR REPLACE INTO used SELECT id, ?2 FROM images WHERE id = ?1",
+                [(id.hex, moment) for id, moment in moments],
+            )
+
+    def used(self) -> dict[Digest, int]:
+        """When images were last used, of those that were."""
+        with self.lock:
+            rows = self._database.execute("SELECT image, used_ns FROM used").fetchall()
+        return {Digest(image): moment for image, moment in rows}
 
     def add_source(self, source: Source, now_ns: int) -> None:
         """Remember where a layer is; of many places the latest."""

@@ -34,6 +34,8 @@ from tare.image.blobs import Blobs
 from tare.image.entry import ByteSource
 from tare.image.index import Index, Lease, Row, Source
 from tare.image.layers import LayerInfo, Layers
+from tare.image.notes import Notes
+from tare.image.pruning import Swept, oldest_first, orphans
 from tare.image.tar_writer import ByteSink
 from tare.model import oci
 from tare.model.digest import Digest
@@ -98,6 +100,8 @@ class ImageStore:
         self._blobs = Blobs(state_dir / "blobs")
         self._layers = Layers(state_dir / "layers", extract=extract)
         self._index = Index(state_dir / "images.db")
+        self.notes = Notes(self._index, self._blobs)
+        """What is kept beside images."""
         self._loose = self._index.lease()
         self._configs: dict[Digest, ImageConfig] = {}
 
@@ -117,8 +121,7 @@ class ImageStore:
                 if not self._whole(row):
                     self._index.remove(row.id)
             rows = self._index.all()
-            manifests = {digest for digest, _ in self._index.manifests()}
-            self._blobs.recover({row.id for row in rows} | manifests)
+            self._blobs.recover({row.id for row in rows} | self._index.documents())
             self._layers.recover()
             self._collect(self._layers.all())
 
@@ -488,6 +491,8 @@ class ImageStore:
             names = list(row.names)
             tags = [n for n in names if n.digest is None]
             going = _going_with(name, names) if name is not None else names
+            if not force:
+                self._refuse_pinned(going)
             if len(going) < len(names):
                 with self._index.change():
                     for each in going:
@@ -506,6 +511,15 @@ class ImageStore:
             if not in_use(id):
                 removed += self._delete(row)
             return removed
+
+    def _refuse_pinned(self, names: Iterable[Reference]) -> None:
+        pinned = self._index.pins()
+        for name in names:
+            if name in pinned:
+                raise ConflictError(
+                    f"conflict: unable to remove {name.familiar} (must force) - it is pinned",
+                    hint=f"tare image unpin {name.familiar}",
+                )
 
     def _refuse_used(
         self, id: Digest, text: str, *, force: bool, in_use: InUse, running: InUse
@@ -529,8 +543,9 @@ class ImageStore:
         if self._index.pinned(row.id):
             return []  # being saved: it stays, without a name, until it is pruned
         documents = {digest for digest, _ in self._index.manifests(row.id)}
+        documents.update(self._index.notes(row.id).values())
         self._index.remove(row.id)
-        for digest in {row.id, *documents - {digest for digest, _ in self._index.manifests()}}:
+        for digest in {row.id, *documents - self._index.documents()}:
             self._blobs.remove(digest)
         self._configs.pop(row.id, None)
         removed = [Removed("deleted", str(row.id))]
@@ -555,31 +570,92 @@ class ImageStore:
         dangling_only: bool = True,
         in_use: InUse = _unused,
         filters: Mapping[str, Iterable[str]] | None = None,
+        *,
+        dry: bool = False,
     ) -> tuple[Removals, int]:
         """Delete images that have no name, or all that no container uses; and the bytes freed.
 
         *filters*: ``until`` (RFC 3339 or Unix seconds), ``label`` and ``label!`` (``name`` or
-        ``name=value``). Layers that nothing needs go with them.
+        ``name=value``). Layers that nothing needs go with them. What has a pinned name stays.
+        *dry* deletes nothing, and answers the same.
         """
         wanted = _filter(filters or {})
-        removed: Removals = []
-        freed = 0
+
+        def chosen(row: Row) -> bool:
+            return not (dangling_only and row.names) and wanted(self._image(row))
+
         with self._index.lock:
-            for image in self.list():
-                row = self._index.get(image.id)
-                if row is None or not wanted(image) or in_use(image.id):
-                    continue
-                if dangling_only and row.names:
-                    continue
-                sizes = {str(i): self._layers.get(i).size for i in row.layers}
+            rows = self._index.all()
+            free = self._free(in_use)
+            swept = self._swept([row for row in rows if free(row) and chosen(row)], rows)
+            if not dry:
+                self._sweep(swept)
+                self._collect(self._layers.all())
+        return _removals(swept), swept.freed
+
+    def shrink(self, limit: int, in_use: InUse = _unused, *, dry: bool = False) -> Swept:
+        """Delete the images that were unused for longest, until all layers take *limit* bytes.
+
+        Never what a container or a lease uses, nor what has a pinned name; so it may stay above.
+        """
+        with self._index.lock:
+            total = self.weight()
+            rows = self._index.all()
+            going: list[Row] = []
+            free = self._free(in_use)
+            candidates = oldest_first(rows, self.notes.used(), free) if total > limit else []
+            swept = Swept()
+            for row in candidates:
+                if total - swept.freed <= limit:
+                    break
+                going.append(row)
+                swept = self._swept(going, rows)
+            if not dry:
+                self._sweep(swept)
+        return swept
+
+    def weight(self) -> int:
+        """The bytes of all layers, those counted once that several images have."""
+        return sum(self._layers.get(layer).size for layer in self._layers.all())
+
+    def unique(self, image: Image) -> int:
+        """The bytes of those layers that no other image has."""
+        with self._index.lock:
+            row = self._index.get(image.id)
+            if row is None:
+                return 0
+            alone = orphans([row], self._index.all(), lambda _: False)
+        return sum(self._layers.get(layer).size for layer in alone if layer in self._layers)
+
+    def _free(self, in_use: InUse) -> Callable[[Row], bool]:
+        """Whether a collector may take an image: no container, no lease, no pin has it."""
+        pinned = self._index.pins()
+
+        def free(row: Row) -> bool:
+            leased = self._index.pinned(row.id)
+            return not (leased or pinned.intersection(row.names) or in_use(row.id))
+
+        return free
+
+    def _swept(self, going: Iterable[Row], rows: Iterable[Row]) -> Swept:
+        going = list(going)
+        layers = orphans(going, rows, self._index.pinned)
+        return Swept(
+            tuple(name.familiar for row in going for name in row.names),
+            tuple(row.id for row in going),
+            tuple(layers),
+            sum(self._layers.get(layer).size for layer in layers if layer in self._layers),
+        )
+
+    def _sweep(self, swept: Swept) -> None:
+        """Do what was found out under the same lock."""
+        for id in swept.images:
+            row = self._index.get(id)
+            if row is not None:
                 with self._index.change():
                     for name in row.names:
                         self._index.unname(name)
-                gone = self._delete(row)
-                removed += [Removed("untagged", name.familiar) for name in row.names] + gone
-                freed += sum(sizes.get(each.name, 0) for each in gone)
-            self._collect(self._layers.all())
-        return removed, freed
+                self._delete(row)
 
     def verify(self, reference_or_id: str) -> None:
         """Read all of an image; FailedError names what was changed on disk since it was made."""
@@ -589,6 +665,13 @@ class ImageStore:
             for layer in image.layers:
                 lease.pin(layer)
                 self._layers.verify(layer)
+
+
+def _removals(swept: Swept) -> Removals:
+    return [
+        *(Removed("untagged", name) for name in swept.names),
+        *(Removed("deleted", str(digest)) for digest in (*swept.images, *swept.layers)),
+    ]
 
 
 def _going_with(name: Reference, names: Iterable[Reference]) -> list[Reference]:

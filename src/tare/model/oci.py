@@ -494,14 +494,21 @@ def encode_descriptor(descriptor: Descriptor) -> dict[str, Json]:
     return value
 
 
-def encode_manifest(config: Descriptor, layers: tuple[Descriptor, ...]) -> bytes:
+def encode_manifest(
+    config: Descriptor,
+    layers: tuple[Descriptor, ...],
+    *,
+    annotations: Mapping[str, str] | None = None,
+) -> bytes:
     """The one OCI manifest of these."""
+    told: dict[str, Json] = {"annotations": dict(annotations)} if annotations else {}
     return strict_json.encode(
         {
             "schemaVersion": 2,
             "mediaType": MediaType.OCI_MANIFEST,
             "config": encode_descriptor(config),
             "layers": [encode_descriptor(layer) for layer in layers],
+            **told,
         }
     )
 

@@ -18,7 +18,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -142,7 +142,8 @@ class Pusher:
         blobs = tuple(done[layer] for layer in image.layers)
         document = await asyncio.to_thread(self._kept_manifest, image, blobs)
         if document is None:
-            document = _manifest(image, blobs)
+            annotations = await asyncio.to_thread(self._store.notes.annotations, image.id)
+            document = _manifest(image, blobs, annotations)
         parsed = document.parse()
         assert isinstance(parsed, oci.Manifest)
         await self._push_config(repository, parsed.config, image.config.raw)
@@ -372,7 +373,9 @@ async def _once(raw: bytes) -> AsyncIterator[bytes]:
     yield raw
 
 
-def _manifest(image: Image, blobs: Sequence[Descriptor]) -> Document:
+def _manifest(
+    image: Image, blobs: Sequence[Descriptor], annotations: Mapping[str, str]
+) -> Document:
     """The OCI manifest of an image whose layers are these blobs."""
     config = Descriptor(
         media_type=MediaType.OCI_CONFIG, digest=image.id, size=len(image.config.raw)
@@ -381,7 +384,9 @@ def _manifest(image: Image, blobs: Sequence[Descriptor]) -> Document:
         Descriptor(media_type=_oci_type(one.media_type), digest=one.digest, size=one.size)
         for one in blobs
     )
-    return Document(MediaType.OCI_MANIFEST, oci.encode_manifest(config, layers))
+    return Document(
+        MediaType.OCI_MANIFEST, oci.encode_manifest(config, layers, annotations=annotations)
+    )
 
 
 def _oci_type(kind: str) -> str:

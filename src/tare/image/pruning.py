@@ -1,0 +1,40 @@
+"""Which images a collector takes, and how much that frees. Pure: the store does it.
+
+Not for: deciding what is in use; the store knows leases, its callers know containers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from tare.image.index import Row
+from tare.model.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a collector took, or would take: names, images, layers, and the bytes they hold."""
+
+    names: tuple[str, ...] = ()
+    images: tuple[Digest, ...] = ()
+    layers: tuple[Digest, ...] = ()
+    freed: int = 0
+
+
+def orphans(
+    going: Iterable[Row], all_rows: Iterable[Row], kept: Callable[[Digest], bool]
+) -> list[Digest]:
+    """The layers that no image has any more when *going* are gone, and nothing else keeps."""
+    gone = {row.id for row in going}
+    needed = {layer for row in all_rows if row.id not in gone for layer in row.layers}
+    mine = dict.fromkeys(layer for row in going for layer in reversed(row.layers))
+    return [layer for layer in mine if layer not in needed and not kept(layer)]
+
+
+def oldest_first(
+    rows: Iterable[Row], used: Mapping[Digest, int], may_go: Callable[[Row], bool]
+) -> list[Row]:
+    """Those that may go, the longest unused first; one that was never used counts as it came."""
+    found = [row for row in rows if may_go(row)]
+    return sorted(found, key=lambda row: (used.get(row.id, row.added_ns), row.added_ns, row.id.hex))
