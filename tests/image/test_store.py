@@ -19,7 +19,8 @@ import pytest
 
 from fakes import archives
 from tare.errors import ConflictError, FailedError, InvalidError, MissingError
-from tare.image.store import ImageStore, Removed, format_time, parse_time
+from tare.image.moments import format_time, parse_time
+from tare.image.store import ImageStore, Removed
 from tare.model.oci import History, ImageConfig
 
 BASE = archives.layer({"etc/hello": b"hello\n" * 3000, "empty": b""})

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -37,6 +38,7 @@ from tare.build.dockerfile import (
 from tare.build.dockerfile.source import Lines, Source
 from tare.build.host import Host
 from tare.build.placing import Manner, Placement
+from tare.build.provenance import Evidence, UsedImage
 from tare.build.request import (
     BuildError,
     BuildRequest,
@@ -57,7 +59,8 @@ from tare.image import importing, tar
 from tare.image.erofs import convert
 from tare.image.extract import extract
 from tare.image.layers import extraction_rules
-from tare.image.store import Image, ImageStore, format_time, parse_time
+from tare.image.moments import format_time, parse_time
+from tare.image.store import Image, ImageStore
 from tare.model import oci
 from tare.model.digest import Digest
 from tare.model.ignore import IgnoreRules
@@ -90,6 +93,10 @@ class Builder:
         self._cached = self.total = self._id = 0
         self._directory: Path | None = None
         self.ignore: IgnoreRules | None = None
+        self.fetched: dict[str, tuple[str, str]] = {}
+        """What was fetched from elsewhere: by address, the kind of its digest and the digest."""
+        self._materials: dict[str, Image] = {}
+        self._dockerfile_digest = ""
         self._closing = contextlib.ExitStack()
         self._context_lock = threading.Lock()
         self.crowd = asyncio.Semaphore(4)  # programs that run at the same time
@@ -171,6 +178,26 @@ class Builder:
             names=tuple(name.familiar for name in names),
             steps=self._id,
             cached=self._cached,
+            evidence=self._evidence(),
+        )
+
+    def _evidence(self) -> Evidence:
+        """What the image is made of, as far as it came from outside."""
+        index: int | None = self._planned.target
+        base = ""
+        while index is not None:
+            planned = self._planned.stages[index]
+            base, index = planned.base.image, planned.parent
+        return Evidence(
+            dockerfile=self.dockerfile.source.name,
+            dockerfile_digest=self._dockerfile_digest,
+            images=tuple(
+                used_image(name, image, base=name == base)
+                for name, image in sorted(self._materials.items())
+            ),
+            fetched=dict(self.fetched),
+            began_ns=self._began_ns,
+            ended_ns=time.time_ns(),
         )
 
     async def _read(self) -> Dockerfile:
@@ -191,6 +218,7 @@ class Builder:
             )
         if not content.strip():
             raise InvalidError(f"the Dockerfile ({request.dockerfile}) cannot be empty")
+        self._dockerfile_digest = hashlib.sha256(content).hexdigest()
         return await in_thread(parse, content, name=request.dockerfile)
 
     async def _fetch_context(self, address: str) -> None:
@@ -356,6 +384,7 @@ class Builder:
             name, pull=self.request.pull, note=lambda text: self.tell(Note(text))
         )
         self._keep_layers(image)
+        self._materials[name] = image
         return Made(
             config=image.config,
             layers=image.layers,
@@ -458,6 +487,19 @@ def _failed_at(error: TareError, instruction: Instruction) -> BuildError:
     if isinstance(error, StepError):
         return BuildError(error, excerpt, command=error.command, code=error.code)
     return BuildError(error, excerpt)
+
+
+def used_image(name: str, image: Image, *, base: bool) -> UsedImage:
+    """An image that was used under *name*, with the digests that registries know by that name."""
+    found: list[Digest] = []
+    with contextlib.suppress(InvalidError):
+        repository = Reference.parse(name).name
+        for text in image.digests:
+            reference = Reference.parse(text)
+            if reference.name == repository and reference.digest is not None:
+                found.append(reference.digest)
+        name = Reference.parse(name).with_default_tag().familiar
+    return UsedImage(name=name, id=image.id, digests=tuple(found), base=base)
 
 
 def _known(store: ImageStore, wanted: Digest) -> bool:

@@ -127,6 +127,7 @@ async def fetch(builder: Builder, instruction: Add, text: str) -> Fetched:
         digest = await in_thread(selection.digest)
         return Fetched(selection, digest, checkout.close)
     file = await download(builder, text, checksum=instruction.checksum)
+    builder.fetched[graph.without_password(text)] = ("sha256", file.digest)
     selection = select(file.context, (file.name,))
     # The time is not part of what it is, but its name is.
     digest = hashlib.sha256(f"{file.name}\n{file.digest}".encode()).hexdigest()
@@ -326,6 +327,7 @@ async def clone(
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
+    builder.fetched[graph.without_password(address.repository)] = ("gitCommit", commit)
     tree = DirectoryTree(handle, owned=False)
     checkout = Checkout(tree, address.directory, commit, place, tree)
     found = resolve(tree.node, os.fsencode(address.directory))

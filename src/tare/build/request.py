@@ -17,6 +17,7 @@ from tare.model.spec import Resources, Ulimit
 if TYPE_CHECKING:
     from tare.build.dockerfile import Finding
     from tare.build.dockerfile.source import Lines
+    from tare.build.provenance import Evidence
 
 
 class BuildError(InvalidError):
@@ -40,7 +41,9 @@ class BuildRequest:
     ``dockerfile`` is a path in the context, unless ``inline`` is the file itself. ``remote`` is
     where the context comes from, if the client does not send it. ``epoch`` is
     SOURCE_DATE_EPOCH in seconds. ``secrets`` are contents by id, ``agents`` the sockets of SSH
-    agents by id. ``platform`` is empty for the host's own.
+    agents by id. ``platform`` is empty for the host's own. ``sbom`` is the form of a bill of
+    materials that is wanted beside the image; ``recipe`` is what the client wants to be told when
+    it is to build this again, in its own words.
     """
 
     dockerfile: str = "Dockerfile"
@@ -64,6 +67,9 @@ class BuildRequest:
     agents: Mapping[str, str] = field(default_factory=dict)
     epoch: int | None = None
     check_only: bool = False
+    sbom: str = ""
+    provenance: bool = False
+    recipe: str = ""
 
 
 class State(StrEnum):
@@ -139,3 +145,4 @@ class Built:
     names: tuple[str, ...] = ()
     steps: int = 0
     cached: int = 0
+    evidence: Evidence | None = None

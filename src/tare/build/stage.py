@@ -47,7 +47,7 @@ from tare.build.request import Progress, State, StepInfo
 from tare.build.threads import in_thread
 from tare.build.tree import DirectoryTree
 from tare.errors import InvalidError
-from tare.image.store import format_time
+from tare.image.moments import format_time
 from tare.model import oci
 from tare.model.digest import Digest
 from tare.model.oci import History, ImageConfig

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tare.engine import archives, generated, ids
+from tare.engine import archives, generated, ids, origins
 from tare.engine.core import Core
 from tare.engine.driver import Ended, Pipes, Request
 from tare.engine.streams import STDERR, STDOUT, Output, pipe
@@ -111,6 +111,7 @@ class Builds:
             self._running.discard(building)
             self._core.images.changed()
         if built.id is not None:
+            await origins.note(self._core.images, self._store, request, built)
             await self._core.trust.made(built.id, accepted=host.accepted)
             for name in built.names:
                 self._core.events.emit("image", "tag", str(built.id), {"name": name})
@@ -169,6 +170,7 @@ class _Host:
     async def image(self, name: str, *, pull: bool, note: Callable[[str], None]) -> Image:
         """The image called *name*, pulled when it is missing or *pull* says so; or DeniedError."""
         image = await self._image(name, pull=pull, note=note)
+        self.store.notes.touch(image.id)
         trust = self._core.trust
         for warning in await trust.check(str(image.id), name, "build"):
             note(f"warning: {warning}")

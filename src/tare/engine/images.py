@@ -14,7 +14,15 @@ from __future__ import annotations
 import asyncio
 import builtins
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
@@ -22,13 +30,15 @@ from tare.engine.events import Events
 from tare.engine.store import Store
 from tare.engine.transfer import consumed, piped, produced
 from tare.engine.trust import ASKED, ATTACHED
+from tare.model.digest import Digest
+from tare.model.reference import Reference
 from tare.trust.switch import Mode
 
 if TYPE_CHECKING:
     from tare.engine.trust import Trust
     from tare.image.archive import Loaded
+    from tare.image.pruning import Swept
     from tare.image.store import Image, ImageStore, Removed
-    from tare.model.digest import Digest
     from tare.model.oci import History, ImageConfig
 
 _T = TypeVar("_T")
@@ -54,12 +64,14 @@ class Images:
     def hold(self, image_id: str, container: str) -> None:
         """Count *container* as a user of an image."""
         self._users.setdefault(image_id, set()).add(container)
+        self._store.notes.touch(Digest.parse(image_id))
 
     def release(self, image_id: str, container: str) -> None:
         """It is one no more."""
         users = self._users.get(image_id)
         if users is not None:
             users.discard(container)
+            self._store.notes.touch(Digest.parse(image_id))
             if not users:
                 del self._users[image_id]
 
@@ -130,13 +142,54 @@ class Images:
         self._tell_removed(removed)
         return removed
 
+    async def pin(self, ref: str, *, pinned: bool) -> str:
+        """Keep a name from every collector, or no more: what it is called."""
+        name = Reference.parse(ref).with_default_tag()
+        deed = self._store.notes.pin if pinned else self._store.notes.unpin
+        await asyncio.to_thread(deed, name)
+        self._emit("pin" if pinned else "unpin", name.familiar, name.familiar)
+        return name.familiar
+
+    async def pins(self) -> builtins.list[str]:
+        """The names that are kept so."""
+        return await asyncio.to_thread(self._store.notes.pins)
+
+    async def weigh(self) -> tuple[int, dict[str, int]]:
+        """The bytes of all layers, and by image of those that no other image has."""
+        return await asyncio.to_thread(self._weigh)
+
+    def _weigh(self) -> tuple[int, dict[str, int]]:
+        unique = {str(image.id): self._store.unique(image) for image in self._store.list()}
+        return self._store.weight(), unique
+
+    async def shrink(self, limit: int, cached: Collection[Digest] = ()) -> Swept:
+        """Delete what was unused for longest until all layers take *limit* bytes.
+
+        *cached* are layers that only the cache of builds keeps: they count as free.
+        """
+        swept = await self._change(lambda: self._store.shrink(limit, self._in_use, cached=cached))
+        for name in swept.names:
+            self._emit("untag", name, name)
+        for digest in swept.images:
+            self._emit("delete", str(digest), str(digest))
+        return swept
+
     async def prune(
-        self, dangling_only: bool = True, filters: Mapping[str, Iterable[str]] | None = None
+        self,
+        dangling_only: bool = True,
+        filters: Mapping[str, Iterable[str]] | None = None,
+        *,
+        dry: bool = False,
     ) -> tuple[builtins.list[Removed], int]:
-        """Delete those without a name (or all) that no container uses; the bytes freed."""
+        """Delete those without a name (or all) that no container uses; the bytes freed.
+
+        *dry* deletes nothing, and answers the same.
+        """
         removed, freed = await self._change(
-            lambda: self._store.prune(dangling_only, self._in_use, filters)
+            lambda: self._store.prune(dangling_only, self._in_use, filters, dry=dry)
         )
+        if dry:
+            return removed, freed
         self._tell_removed(removed)
         self._events.emit("image", "prune", "", {"reclaimed": str(freed)})
         return removed, freed

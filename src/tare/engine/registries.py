@@ -12,21 +12,24 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tare.errors import InvalidError, MissingError
+from tare.engine import origins
+from tare.errors import DeniedError, InvalidError, MissingError
 from tare.image.registry import client
 from tare.image.registry.download import Downloads
 from tare.image.registry.partial import Partials
-from tare.image.registry.pull import Pulled, Puller, Tell, fetch_document, repositories
+from tare.image.registry.pull import Notice, Pulled, Puller, Tell, fetch_document, repositories
 from tare.image.registry.push import Pushed, Pusher, tags_of
 from tare.image.registry.push import Tell as TellPush
 from tare.image.registry.search import Result, search
 from tare.image.registry.settings import HUB, HUB_SEARCH, Settings, check_host, endpoint
 from tare.image.registry.transport import Host, Transport
 from tare.model import oci
+from tare.model.digest import Digest
 from tare.model.oci import Descriptor, ImageConfig
-from tare.model.reference import DEFAULT_DOMAIN
+from tare.model.reference import DEFAULT_DOMAIN, Reference
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tare.engine.events import Events
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
     from tare.image.registry.credentials import Credentials
     from tare.image.store import ImageStore
     from tare.model.oci import Platform
-    from tare.model.reference import Reference
 
 _COLLECT_SECONDS: Final = 3600.0
 
@@ -65,6 +67,7 @@ class Registries:
         self.settings = settings
         self._trust = trust
         self._images = images
+        self._store = store
         self._events = events
         self._partials = Partials(directory)
         self._downloads = Downloads(store, self._partials, parallel=settings.downloads)
@@ -122,6 +125,7 @@ class Registries:
         credentials: Credentials | None,
         platform: Platform | None,
     ) -> Pulled:
+        credentials = self._looked(reference.with_default_tag(), tell, credentials)
         try:
             pulled = await self._puller.pull(
                 transport,
@@ -136,6 +140,23 @@ class Registries:
         shown = reference.with_default_tag().familiar
         self._events.emit("image", "pull", shown, {"name": reference.familiar_name})
         return pulled
+
+    def _looked(
+        self,
+        reference: Reference,
+        tell: Callable[[Notice], None],
+        credentials: Credentials | None,
+    ) -> Credentials | None:
+        """Say what a name resembles, before anything is sent; the credentials that may be."""
+        if self._trust is None:
+            return credentials
+        said, known = self._trust.look(reference, self.settings)
+        for text in said:
+            tell(Notice(f"Warning: {text}"))
+        if not known and credentials:
+            tell(Notice(f"Warning: your credentials are not shown to {reference.domain}"))
+            return None
+        return credentials
 
     # --- push ---------------------------------------------------------------------------------
 
@@ -178,8 +199,10 @@ class Registries:
         tell: TellPush,
         credentials: Credentials | None,
     ) -> Pushed:
+        credentials = self._looked(reference, tell, credentials)
         try:
             found = await self._pusher.push(transport, reference, tell, credentials=credentials)
+            await self._attach(transport, reference, found, tell, credentials)
         except MissingError as error:
             if "No such image" not in str(error):
                 raise
@@ -191,12 +214,46 @@ class Registries:
         self._events.emit("image", "push", reference.familiar, {"name": reference.familiar_name})
         return found
 
+    async def _attach(
+        self,
+        transport: Transport,
+        reference: Reference,
+        pushed: Pushed,
+        tell: TellPush,
+        credentials: Credentials | None,
+    ) -> None:
+        """Give the registry what lies beside the image: its bill, its provenance."""
+        image = await self._images.get(str(reference))
+        documents = await asyncio.to_thread(self._store.manifests, image.id)
+        kinds = {Digest.of(raw): kind for kind, raw in documents}
+        host = endpoint(reference.domain)
+        own = credentials.meant_for(host) if credentials else None
+        place = await transport.find(host)
+        repository = client.Repository(Host(transport, place, own), reference.path, push=True)
+        manifest = Descriptor(
+            media_type=kinds.get(pushed.digest, oci.MediaType.OCI_MANIFEST),
+            digest=pushed.digest,
+            size=pushed.size,
+        )
+        given = await origins.attach(
+            repository, self._store, image.id, manifest, reference.familiar
+        )
+        for kind in given:
+            tell(Notice(f"{reference.tag}: attached {kind}"))
+
     # --- look ---------------------------------------------------------------------------------
 
     async def login(self, credentials: Credentials, server: str) -> None:
         """See that the registry *server* (a host, "" is Docker Hub) takes these credentials."""
         if not credentials:
             raise InvalidError("no credentials were given")
+        if self._trust is not None and server:
+            said, known = self._trust.look(Reference(server, "x/x"), self.settings)
+            if not known:
+                raise DeniedError(
+                    f"credentials are not sent: {said[0]}",
+                    hint=f'If it is meant, name it in config.toml: [registries."{server}"]',
+                )
         host = HUB if server in ("", DEFAULT_DOMAIN, "index.docker.io") else check_host(server)
         async with Transport(self.settings) as transport:
             place = await transport.find(endpoint(host))

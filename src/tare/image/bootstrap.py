@@ -27,7 +27,8 @@ from typing import IO, Final
 
 from tare.errors import FailedError, InvalidError, MissingError, TareError
 from tare.image import importing
-from tare.image.store import Image, ImageStore, format_time, source_date_epoch
+from tare.image.moments import format_time
+from tare.image.store import Image, ImageStore, source_date_epoch
 from tare.model import oci
 from tare.model.oci import History
 from tare.model.reference import Reference

@@ -143,9 +143,9 @@ class Index:
         """A lease that lasts until it is released, or as long as the process."""
         return Lease(self._pins, self.lock)
 
-    def pinned(self, digest: Digest) -> bool:
-        """Is it leased?"""
-        return self._pins[digest] > 0
+    def pinned(self, digest: Digest, *, besides: int = 0) -> bool:
+        """Is it leased, more often than *besides*?"""
+        return self._pins[digest] > besides
 
     @contextmanager
     def change(self) -> Iterator[None]:

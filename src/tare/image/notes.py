@@ -47,11 +47,12 @@ class Notes:
         with self._index.lock:
             if self._index.get(image) is None:
                 raise MissingError(f"No such image: {image}")
-            digest = self._blobs.put(content)
             before = self._index.notes(image).get(kind)
+            if before == Digest.of(content):
+                return  # most builds change nothing: they need not wait for the disk
+            digest = self._blobs.put(content)
             self._index.add_note(image, kind, digest)
-            if before not in (None, digest) and before not in self._index.documents():
-                assert before is not None
+            if before is not None and before not in self._index.documents():
                 self._blobs.remove(before)
 
     def get(self, image: Digest, kind: str) -> bytes | None:

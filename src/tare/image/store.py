@@ -18,13 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fnmatch
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -34,8 +32,9 @@ from tare.image.blobs import Blobs
 from tare.image.entry import ByteSource
 from tare.image.index import Index, Lease, Row, Source
 from tare.image.layers import LayerInfo, Layers
+from tare.image.moments import format_time, parse_time
 from tare.image.notes import Notes
-from tare.image.pruning import Swept, oldest_first, orphans
+from tare.image.pruning import Swept, oldest_first, orphans, passing
 from tare.image.tar_writer import ByteSink
 from tare.model import oci
 from tare.model.digest import Digest
@@ -579,10 +578,12 @@ class ImageStore:
         ``name=value``). Layers that nothing needs go with them. What has a pinned name stays.
         *dry* deletes nothing, and answers the same.
         """
-        wanted = _filter(filters or {})
+        wanted = passing(filters or {})
 
         def chosen(row: Row) -> bool:
-            return not (dangling_only and row.names) and wanted(self._image(row))
+            image = self._image(row)
+            named = dangling_only and row.names
+            return not named and wanted(image.created_ns, image.config.labels)
 
         with self._index.lock:
             rows = self._index.all()
@@ -593,25 +594,26 @@ class ImageStore:
                 self._collect(self._layers.all())
         return _removals(swept), swept.freed
 
-    def shrink(self, limit: int, in_use: InUse = _unused, *, dry: bool = False) -> Swept:
+    def shrink(
+        self, limit: int, in_use: InUse = _unused, *, cached: Collection[Digest] = ()
+    ) -> Swept:
         """Delete the images that were unused for longest, until all layers take *limit* bytes.
 
         Never what a container or a lease uses, nor what has a pinned name; so it may stay above.
+        One lease of each of the *cached* layers does not count: its holder lets go of them after.
         """
         with self._index.lock:
             total = self.weight()
             rows = self._index.all()
-            going: list[Row] = []
             free = self._free(in_use)
-            candidates = oldest_first(rows, self.notes.used(), free) if total > limit else []
+            going: list[Row] = []
             swept = Swept()
-            for row in candidates:
+            for row in oldest_first(rows, self.notes.used(), free) if total > limit else ():
                 if total - swept.freed <= limit:
                     break
                 going.append(row)
-                swept = self._swept(going, rows)
-            if not dry:
-                self._sweep(swept)
+                swept = self._swept(going, rows, cached)
+            self._sweep(swept)
         return swept
 
     def weight(self) -> int:
@@ -637,9 +639,15 @@ class ImageStore:
 
         return free
 
-    def _swept(self, going: Iterable[Row], rows: Iterable[Row]) -> Swept:
+    def _swept(
+        self, going: Iterable[Row], rows: Iterable[Row], cached: Collection[Digest] = ()
+    ) -> Swept:
         going = list(going)
-        layers = orphans(going, rows, self._index.pinned)
+
+        def kept(layer: Digest) -> bool:
+            return self._index.pinned(layer, besides=int(layer in cached))
+
+        layers = orphans(going, rows, kept)
         return Swept(
             tuple(name.familiar for row in going for name in row.names),
             tuple(row.id for row in going),
@@ -724,62 +732,6 @@ def on_disk() -> Iterator[None]:
         if isinstance(error, FailedError):
             raise
         raise FailedError(f"the image store failed: {error}") from error
-
-
-def _filter(filters: Mapping[str, Iterable[str]]) -> Callable[[Image], bool]:
-    for key in filters:
-        if key not in ("until", "label", "label!", "dangling"):
-            raise InvalidError(f"invalid filter {key!r}: until, label and label! are possible")
-    moments = [_moment(text) for text in filters.get("until", ())]
-    with_labels = list(filters.get("label", ()))
-    without = list(filters.get("label!", ()))
-
-    def wanted(image: Image) -> bool:
-        labels = image.config.labels
-        return (
-            all(image.created_ns < moment for moment in moments)
-            and all(_has_label(labels, text) for text in with_labels)
-            and not any(_has_label(labels, text) for text in without)
-        )
-
-    return wanted
-
-
-def _has_label(labels: Mapping[str, str], text: str) -> bool:
-    name, equals, value = text.partition("=")
-    return name in labels and (not equals or fnmatch.fnmatchcase(labels[name], value))
-
-
-def _moment(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) <= 12:
-        return int(text) * 10**9
-    moment = parse_time(text)
-    if moment is None:
-        raise InvalidError(f"invalid filter 'until={text[:80]}': not a time")
-    return moment
-
-
-def parse_time(text: str) -> int | None:
-    """RFC 3339 in nanoseconds since 1970; None for anything else."""
-    match = re.fullmatch(
-        r"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?([Zz]|[+-]\d\d:\d\d)", text
-    )
-    if match is None:
-        return None
-    zone = "+00:00" if match[3] in "Zz" else match[3]
-    try:
-        moment = datetime.fromisoformat(match[1].upper() + zone)
-    except ValueError:
-        return None
-    return int(moment.timestamp()) * 10**9 + int((match[2] or "0").ljust(9, "0"))
-
-
-def format_time(nanoseconds: int) -> str:
-    """RFC 3339 in UTC, with as many digits as are needed."""
-    seconds, rest = divmod(nanoseconds, 10**9)
-    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    fraction = f".{rest:09d}".rstrip("0") if rest else ""
-    return f"{text}{fraction}Z"
 
 
 def source_date_epoch() -> int | None:

@@ -28,6 +28,7 @@ from tare.build.request import (
     State,
     Warned,
 )
+from tare.build.sbom.documents import Format
 from tare.errors import InvalidError, TareError, UnsupportedError
 from tare.image.registry import credentials as registry_credentials
 from tare.image.registry.credentials import Credentials
@@ -222,6 +223,9 @@ class BuildBody(Struct, forbid_unknown_fields=True):
     agents: dict[str, str] = {}
     credentials: dict[str, dict[str, str]] = {}
     check: bool = False
+    sbom: str = ""
+    provenance: bool = False
+    recipe: str = ""
 
 
 BUILD: Final = msgspec.json.Decoder(BuildBody)
@@ -256,6 +260,9 @@ def own(body: BuildBody) -> BuildRequest:
         agents=body.agents,
         epoch=epoch(body.build_args),
         check_only=body.check,
+        sbom=str(Format.called(body.sbom)) if body.sbom else "",
+        provenance=body.provenance,
+        recipe=checked("recipe", body.recipe),
     )
 
 
