@@ -13,11 +13,21 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tare import __version__
-from tare.audit import catalogue, container, files, finding, surroundings, workload
+from tare.audit import (
+    catalogue,
+    container,
+    dockerfile,
+    files,
+    finding,
+    fixing,
+    images,
+    surroundings,
+    workload,
+)
 from tare.audit import engine as engine_checks
 from tare.audit.container import Workload
 from tare.audit.engine import packet_filter
@@ -43,7 +53,23 @@ async def audit(engine: Engine, asked: AuditBody) -> Report:
     if asked.names and len(scopes(asked)) != 1:
         raise InvalidError("names can be given for one of image and workload only")
     look = _Look(engine, asked, checks)
+    report = _reported(benchmark, start, checks, await look.all(), look.remarks)
+    fixes = fixing.proposed(report) if asked.fix else []
+    if not fixes:
+        return report
+    said = await asyncio.to_thread(fixing.apply, fixes)
+    look = _Look(engine, asked, checks)
     found = await look.all()
+    return _reported(benchmark, start, checks, found, [*said, *look.remarks])
+
+
+def _reported(
+    benchmark: str,
+    start: int,
+    checks: Sequence[Check],
+    found: Mapping[str, tuple[Item, ...]],
+    remarks: Sequence[str],
+) -> Report:
     return Report(
         benchmark=catalogue.BENCHMARKS[benchmark],
         host=os.uname().nodename,
@@ -58,7 +84,7 @@ async def audit(engine: Engine, asked: AuditBody) -> Report:
             )
             for check in checks
         ),
-        remarks=tuple(look.remarks),
+        remarks=tuple(remarks),
     )
 
 
@@ -88,6 +114,13 @@ class _Look:
             found |= await self._of_engine(around, workloads)
         if self._names[Scope.WORKLOAD]:
             found |= self._judged(workloads, around)
+        if self._names[Scope.IMAGE]:
+            found |= await images.audit(
+                self._engine, self._asked, self._names[Scope.IMAGE], self.remarks
+            )
+        if self._names[Scope.DOCKERFILE]:
+            bodies = self._asked.dockerfiles or ()
+            found |= await asyncio.to_thread(dockerfile.judge, bodies)
         return found
 
     # --- host and engine ------------------------------------------------------------------------

@@ -40,9 +40,9 @@ _SECTIONS: Final = {
 @functools.cache
 def checks() -> Mapping[str, Check]:
     """Every check by its name."""
-    from tare.audit.rules import engine, files, host, workload
+    from tare.audit.rules import dockerfile, engine, files, host, image, workload
 
-    modules = (host, engine, files, workload)
+    modules = (host, engine, files, image, workload, dockerfile)
     found = {check.name: check for module in modules for check in module.CHECKS}
     assert len(found) == sum(len(module.CHECKS) for module in modules), "a name was given twice"
     return found

@@ -11,7 +11,6 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from tare.audit import finding
 from tare.audit.finding import Evidence, Fix, Item

@@ -113,8 +113,10 @@ class Result:
 
     @property
     def applicable(self) -> bool:
-        """Whether there was anything to look at."""
-        return any(item.standing is not Standing.INAPPLICABLE for item in self.items)
+        """Whether there was anything to look at; a check that found nothing at all has passed."""
+        return not self.items or any(
+            item.standing is not Standing.INAPPLICABLE for item in self.items
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

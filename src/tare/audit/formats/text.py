@@ -1,6 +1,6 @@
 """A report as docker-bench-security prints one: ``[WARN] 5.4  - title`` and what was seen. Pure.
 
-Not for: making what is printed safe for a terminal; the client does that with everything.
+What containers, images and files are called is made safe for a terminal here.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ _MOST: Final = 50
 
 def render(report: Report, *, colour: bool = False, remedies: bool = False) -> str:
     """The whole report, and with *remedies* what to do about each finding."""
+    benchmark = f"CIS Docker Benchmark {report.benchmark}"
     lines = [
-        f"# tare audit {report.engine} on {report.host}, CIS Docker Benchmark {report.benchmark}",
+        f"# tare audit {report.engine} on {safe(report.host)}, {benchmark}",
         "",
         "Section A - Check results",
     ]
@@ -41,7 +42,7 @@ def render(report: Report, *, colour: bool = False, remedies: bool = False) -> s
     if remedies:
         lines += ["", "", "Section B - Remediation measures", *_remedies(report, colour)]
     lines += ["", "", "Section C - Score", "", *_score(report, colour)]
-    lines += [f"{_word(Level.NOTE, colour)} {remark}" for remark in report.remarks]
+    lines += [f"{_word(Level.NOTE, colour)} {safe(remark)}" for remark in report.remarks]
     return "\n".join(lines) + "\n"
 
 
@@ -67,7 +68,14 @@ def _said(item: Item) -> str:
     line = f" (line {item.line})" if item.line else ""
     evidence = "; ".join(f"{e.where}: {e.value}" for e in item.evidence)
     standing = f" [{item.standing}{': ' + item.note if item.note else ''}]" if item.standing else ""
-    return f"{where}{item.seen}{line}{f' [{evidence}]' if evidence else ''}{standing}"
+    return safe(f"{where}{item.seen}{line}{f' [{evidence}]' if evidence else ''}{standing}")
+
+
+def safe(text: str) -> str:
+    """*text* on one line, with what a terminal obeys as escapes: it comes from strangers."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _remedies(report: Report, colour: bool) -> list[str]:
