@@ -378,3 +378,23 @@ def test_the_verdict_is_told_as_an_event(publisher: Publisher) -> None:
     found = [json.loads(line) for line in told.splitlines()]
     attributes = found[-1]["Actor"]["Attributes"]
     assert (attributes["verdict"], attributes["doing"]) == ("verified", "create")
+
+
+@pytest.mark.attack("A36")
+def test_a_registry_that_resembles_another_never_sees_credentials(engine: Engine) -> None:
+    done = engine.tare("login", "-u", "me", "-p", "secret", "gchr.io")
+
+    assert done.returncode != 0
+    assert "credentials are not sent: the registry gchr.io resembles ghcr.io" in done.stderr
+
+
+@pytest.mark.attack("A36")
+def test_a_name_that_resembles_another_is_refused_where_that_is_wanted(engine: Engine) -> None:
+    path = engine.directory / "c/config.toml"
+    path.write_text(path.read_text() + '[trust]\nlook-alikes = "refuse"\n')
+
+    misspelled = engine.tare("pull", "ubunut:1")
+    elsewhere = engine.tare("pull", "ghrc.io/team/app:1")
+
+    assert "ubunut is no official image, and resembles ubuntu" in misspelled.stderr
+    assert "the registry ghrc.io resembles ghcr.io" in elsewhere.stderr

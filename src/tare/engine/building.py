@@ -16,14 +16,15 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeGuard
 
 from tare.engine import archives, generated, ids, origins
 from tare.engine.core import Core
 from tare.engine.driver import Ended, Pipes, Request
 from tare.engine.streams import STDERR, STDOUT, Output, pipe
 from tare.engine.transfer import produced
-from tare.errors import FailedError, MissingError, TareError
+from tare.errors import DeniedError, FailedError, MissingError, TareError
+from tare.image.registry.pull import Notice
 from tare.image.tar_writer import END
 from tare.model import oci
 from tare.model.record import Record, changed
@@ -189,8 +190,12 @@ class _Host:
         note(f"pulling {reference.familiar}")
         try:
             pulled = await self._registries.pull(
-                reference, lambda _: None, credentials=self._credentials.get(reference.domain)
+                reference,
+                lambda told: note(told.text) if _is_warning(told) else None,
+                credentials=self._credentials.get(reference.domain),
             )
+        except DeniedError:
+            raise  # not missing: refused, and the reason stands in it
         except TareError as error:
             raise MissingError(
                 f"the image {reference.familiar} cannot be pulled: {error}", hint=error.hint
@@ -205,6 +210,10 @@ class _Host:
             yield place
         finally:
             await place.leave()
+
+
+def _is_warning(told: object) -> TypeGuard[Notice]:
+    return isinstance(told, Notice) and told.text.startswith("Warning: ")
 
 
 class _Workplace:

@@ -31,6 +31,9 @@
     icc = false                        # whether containers of the default network reach each other
     host-access = false                # whether they reach what listens on this host
 
+    [trust]
+    look-alikes = "warn"               # of names that resemble others: off, warn or refuse
+
     [metrics]
     listen = "127.0.0.1:9323"          # GET /metrics for Prometheus, and nothing else
 
@@ -71,6 +74,8 @@ class Config:
     registry: ServeSettings | None = None
     """The registry to serve, if one is."""
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    look_alikes: str = "warn"
+    """What becomes of names that resemble others: off, warn or refuse."""
     metrics: tuple[str, int] | None = None
     """Where figures for Prometheus are served by TCP, if anywhere."""
 
@@ -381,6 +386,13 @@ def _pool(table: Table, text: str) -> tuple[str, int]:
     return str(prefix), length
 
 
+def _trust(config: Config, table: Table) -> Config:
+    word = table.text("look-alikes", "warn")
+    if word not in ("off", "warn", "refuse"):
+        table.refuse("look-alikes", f"is {word[:40]!a}, and can be off, warn or refuse")
+    return replace(config, look_alikes=word)
+
+
 def _metrics(config: Config, table: Table) -> Config:
     text = table.text("listen")
     if not text:
@@ -396,4 +408,5 @@ _TABLES: Final[dict[str, Callable[[Config, Table], Config]]] = {
     "registry": _served,
     "network": _network,
     "metrics": _metrics,
+    "trust": _trust,
 }

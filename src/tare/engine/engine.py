@@ -79,7 +79,12 @@ class Engine:
         self._store = store
         self._driver = driver
         self.trust = Trust(
-            paths.state / "trust", paths.config, images, self.events, system=not paths.rootless
+            paths.state / "trust",
+            paths.config,
+            images,
+            self.events,
+            system=not paths.rootless,
+            look_alikes=self.config.look_alikes,
         )
         self.images = Images(images, store, self.events, trust=self.trust)
         self.registries = Registries(

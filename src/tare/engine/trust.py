@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tare.image.archive import Loaded
     from tare.image.registry.client import Repository
     from tare.image.registry.pull import Found
+    from tare.image.registry.settings import Settings
     from tare.image.store import Image, ImageStore
     from tare.trust.policy import Policy
     from tare.trust.ring import Ring
@@ -59,8 +60,16 @@ class Trust:
     """The trust of one engine. Its coroutines may be called at once, its plain calls in threads."""
 
     def __init__(
-        self, directory: Path, config: Path, store: ImageStore, events: Events, *, system: bool
+        self,
+        directory: Path,
+        config: Path,
+        store: ImageStore,
+        events: Events,
+        *,
+        system: bool,
+        look_alikes: str = "warn",
     ) -> None:
+        self.look_alikes = look_alikes
         self.kept = EvidenceStore(directory)
         self._paths = [config / "policy.json", *([SYSTEM_POLICY] if system else [])]
         self._store = store
@@ -307,6 +316,40 @@ class Trust:
             self.kept.add(subject, listed)
         if artifacts:
             self.forget()
+
+    # --- names ------------------------------------------------------------------------------
+
+    def look(self, name: Reference, settings: Settings) -> tuple[list[str], bool]:
+        """What a name resembles, in sentences, and whether its registry may see credentials.
+
+        Asked before anything is sent. DeniedError where the administrator wants such names refused.
+        A name for which there is a rule, a key or a pin is meant as it is written.
+        """
+        if self.look_alikes == "off" or self._named(name):
+            return [], True
+        from tare.trust.lookalike import Level, look
+
+        found = look(name, hosts=[host for host in (name.domain,) if settings.known(host)])
+        if settings.of(name.domain).mirrors:
+            # A mirror may have names of its own where Docker Hub has none.
+            found = [one for one in found if one.level is Level.WARNING]
+        warnings = [one for one in found if one.level is Level.WARNING]
+        if warnings and self.look_alikes == "refuse":
+            raise DeniedError(
+                warnings[0].text,
+                hint="If it is meant: tare trust pin or tare trust key add says so for the name,"
+                f' and [registries."{name.domain}"] in config.toml for the registry.',
+            )
+        return [one.text for one in found], not any(one.host for one in warnings)
+
+    def _named(self, name: Reference) -> bool:
+        if not self.configured:
+            return False
+        with contextlib.suppress(TareError):
+            ring = self.ring()
+            keys = any(one.covers(name) and "*" not in one.scopes for one in ring.keys)
+            return keys or str(name) in ring.pins or self.policy().explicit(name) is not None
+        return False
 
     # --- load, import, save -------------------------------------------------------------------
 
