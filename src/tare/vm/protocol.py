@@ -74,8 +74,7 @@ class Setting(IntEnum):
     SYSCTL = 9
     TMPFS = 10
     NETWORK = 11
-    DISK = 12
-    SHARE = 13
+    SHARE = 12
 
 
 class MachineFlag(IntFlag):

@@ -158,23 +158,6 @@ static void add_entropy(const struct field *field)
     close(descriptor);
 }
 
-/* "SERIAL\0TARGET\0ro": kept mounted below /volumes, bound where it belongs by the program. */
-static const char *mount_disk(struct field *field)
-{
-    const char *target = field->value + strlen(field->value) + 1, *found = disk(field->value);
-    unsigned long flags = MS_NODEV | MS_NOATIME;
-    char path[64];
-    if (!found)
-        return sentence("the disk for %s is missing", target);
-    if (strcmp(target + strlen(target) + 1, "ro") == 0)
-        flags |= MS_RDONLY;
-    snprintf(path, sizeof path, "/volumes/%s", field->value);
-    mkdir(path, 0755);
-    if (mount(found, path, "ext4", flags, ""))
-        return sentence("cannot mount the volume for %s: %s", target, strerror(errno));
-    return NULL;
-}
-
 int shares[MOST_SHARES] = {[0 ... MOST_SHARES - 1] = -1};
 
 /* "NUMBER\0TARGET\0NAME\0ro": a directory of the host, asked for through our own loop. */
@@ -210,7 +193,6 @@ static const char *apply(struct field *field, unsigned *layers)
     case C_CLOCK: set_clock(number_of(field)); return NULL;
     case C_ENTROPY: add_entropy(field); return NULL;
     case C_NETWORK: return set_network(field);
-    case C_DISK: return mount_disk(field);
     case C_SHARE: return mount_share(field);
     case C_HOSTNAME: sethostname(field->value, field->length); return NULL;
     case C_DOMAIN: setdomainname(field->value, field->length); return NULL;

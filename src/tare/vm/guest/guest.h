@@ -21,7 +21,7 @@ enum to_host {
 /* Fields of CONFIGURE */
 enum {
     C_HOSTNAME = 1, C_DOMAIN, C_LAYERS, C_FLAGS, C_FILE, C_CLOCK, C_ENTROPY, C_SHM, C_SYSCTL,
-    C_TMPFS, C_NETWORK, C_DISK, C_SHARE, C_MAC
+    C_TMPFS, C_NETWORK, C_SHARE
 };
 /* Fields of START */
 enum { P_ARG = 1, P_ENV, P_CWD, P_USER, P_GROUP, P_FLAGS, P_CAPS, P_RLIMIT, P_SIZE };

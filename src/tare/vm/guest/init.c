@@ -518,8 +518,7 @@ static void turn(int signals)
 /* Out of the initramfs onto a tmpfs: pivot_root(2) does not leave the former. */
 static void move_to_tmpfs(void)
 {
-    static const char *const names[] = {"dev", "proc", "sys", "l", "upper", "root", "files",
-                                        "volumes"};
+    static const char *const names[] = {"dev", "proc", "sys", "l", "upper", "root", "files"};
     mkdir("/base", 0755);
     mount("tmpfs", "/base", "tmpfs", 0, "mode=755");
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {

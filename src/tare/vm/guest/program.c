@@ -161,16 +161,6 @@ static void place_tmpfs(int report, struct field *field)
         refuse(report, CANNOT_SET_UP, "cannot mount %s: %s", path, strerror(errno));
 }
 
-static void place_disk(int report, struct field *field)
-{
-    const char *path = field->value + strlen(field->value) + 1;
-    char source[80];
-    snprintf(source, sizeof source, "/volumes/%s/data", field->value);
-    mkdir(source, 0755);
-    if (mount(source, target_of(report, path, 1), NULL, MS_BIND, NULL))
-        refuse(report, CANNOT_SET_UP, "cannot mount %s: %s", path, strerror(errno));
-}
-
 /* Written from within the new namespaces: some of these are theirs. */
 static void set_sysctl(int report, struct field *field)
 {
@@ -208,8 +198,6 @@ static void place_mounts(int report)
             set_sysctl(report, &field);
         else if (field.key == C_SHARE)
             place_share(report, &field);
-        else if (field.key == C_DISK)
-            place_disk(report, &field);
     }
 }
 
