@@ -167,6 +167,13 @@ def _explanation(context: int) -> str:
         return ""
 
 
+def mount(kind: str, target: str, options: str = "") -> None:
+    """mount(2): a new file system of *kind* at *target*; for what needs a place in the tree."""
+    data = ctypes.create_string_buffer(os.fsencode(options))
+    # SAFETY: the buffer ends in NUL and lives until the call returns.
+    _mount(kind.encode(), os.fsencode(target), kind.encode(), 0, data, subject=target)
+
+
 def unmount(path: str) -> None:
     """umount2(2) with MNT_DETACH."""
     _umount2(os.fsencode(path), _MNT_DETACH, subject=path)

@@ -13,9 +13,10 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from tare.kernel import files, mount, process
 from tare.run.sandbox import Root
@@ -26,6 +27,9 @@ _SKELETON_DIRECTORIES: Final = ("", "dev", "etc", "proc", "sys")
 _SKELETON_FILES: Final = ("etc/hosts", "etc/hostname", "etc/resolv.conf")
 UNUSED_UPPER: Final = "upper.unused"
 """Beside its place, an upper directory that nobody has written to and that may be used."""
+_SCRATCH: Final = "/sys"
+"""Where a child that mounts in a namespace of its own puts a file system for its mount points."""
+_DETACHED_LAYERS: Final = [True]  # whether this kernel's overlay takes detached mounts
 _PREFERRED_DIRECT: Final = [True]  # whether this kernel's EROFS takes "directio"
 
 
@@ -92,9 +96,6 @@ def overlay(
     """
     _make_upper(root, lowers, owner)
     options: list[tuple[str, str | int | None]] = [
-        ("lowerdir+", lower) for lower in reversed(lowers)
-    ]
-    tail: list[tuple[str, str | int | None]] = [
         ("upperdir", root["upper"]),
         ("workdir", root["work"]),
         # Our own diff reads the upper directory: it must hold whole files under their names.
@@ -104,17 +105,84 @@ def overlay(
         ("xino", "off"),
     ]
     if user_xattr:
-        tail = [*tail[:2], ("userxattr", None), ("xino", "off")]
+        options = [*options[:2], ("userxattr", None), ("xino", "off")]
     if volatile:
-        tail.append(("volatile", None))
+        options.append(("volatile", None))
+    return _merged(lowers, options, root["attributes"])
+
+
+def _merged(lowers: list[int], options: list[tuple[str, str | int | None]], attributes: int) -> int:
+    """A detached overlay of *lowers* (mounts, bottom first) with *options*."""
+    if _DETACHED_LAYERS[0]:
+        named: list[tuple[str, str | int | None]] = [("lowerdir+", n) for n in reversed(lowers)]
+        try:
+            return mount.filesystem("overlay", named + options, attributes=attributes)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+    tree = _overlay_of_attached(lowers, options, attributes)
+    _DETACHED_LAYERS[0] = False
+    return tree
+
+
+def _overlay_of_attached(
+    lowers: list[int], options: list[tuple[str, str | int | None]], attributes: int
+) -> int:
+    """The same for a kernel before Linux 6.15: it takes layers by path only, and attached ones.
+
+    A child attaches them in a mount namespace of its own, so they are gone with it; the overlay
+    keeps clones of them, as it does anyway.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        return mount.filesystem("overlay", options + tail, attributes=root["attributes"])
+        # os.fork, as in `id_namespace`: the child makes system calls and ends.
+        pid = os.fork()
+        if pid == 0:
+            _attach_and_send(theirs, lowers, options)
+        theirs.close()
+        try:
+            said, received, _, _ = socket.recv_fds(ours, 400, 1)
+        finally:
+            os.waitpid(pid, 0)
+    finally:
+        ours.close()
+        theirs.close()
+    if not received:
+        number, _, text = said.decode("utf-8", "replace").partition(" ")
+        code = int(number) if number.isdigit() else errno.EIO
+        raise OSError(code, text or "the process that should mount it died", "overlay")
+    os.set_inheritable(received[0], False)
+    mount.set_attributes(received[0], attributes, propagation=mount.MS_PRIVATE)
+    return received[0]
+
+
+def _attach_and_send(
+    control: socket.socket, lowers: list[int], options: list[tuple[str, str | int | None]]
+) -> NoReturn:
+    try:
+        process.unshare(process.CLONE_NEWNS)
+        mount.make_private()
+        words = []
+        for name, value in options:
+            if name in ("upperdir", "workdir"):
+                # By descriptor, opened in this namespace: a comma in a path would end it.
+                opened = os.open(str(value), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                words.append(f"{name}=/proc/self/fd/{opened}")
+            else:
+                words.append(name if value is None else f"{name}={value}")
+        mount.mount("tmpfs", _SCRATCH)
+        os.chdir(_SCRATCH)
+        names = [str(number) for number in range(len(lowers))]
+        for name, lower in zip(names, reversed(lowers), strict=True):
+            os.mkdir(name)
+            mount.attach(lower, name)
+        os.mkdir("merged")
+        mount.mount("overlay", "merged", ",".join([f"lowerdir={':'.join(names)}", *words]))
+        socket.send_fds(control, [b"made"], [mount.clone_tree("merged")])
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    # Before Linux 6.13 layers are named by path; /proc/self/fd names a detached mount as well.
-    names = ":".join(f"/proc/self/fd/{lower}" for lower in reversed(lowers))
-    return mount.filesystem("overlay", [("lowerdir", names), *tail], attributes=root["attributes"])
+        control.send(f"{error.errno} {error.strerror}".encode()[:400])
+    finally:
+        os._exit(0)
 
 
 def make_skeleton(directory: str) -> str:
@@ -282,11 +350,8 @@ def mounted_image(layers: list[str]) -> int:
     lowers = [mount_layer(path) for path in layers]
     try:
         if len(lowers) == 1:
-            return mount.clone_tree_at(lowers[0])
-        options: list[tuple[str, str | int | None]] = [
-            ("lowerdir+", lower) for lower in reversed(lowers)
-        ]
-        return mount.filesystem("overlay", options, attributes=mount.RDONLY | mount.NODEV)
+            return lowers.pop()
+        return _merged(lowers, [], mount.RDONLY | mount.NODEV)
     finally:
         for lower in lowers:
             os.close(lower)
