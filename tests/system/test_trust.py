@@ -398,3 +398,36 @@ def test_a_name_that_resembles_another_is_refused_where_that_is_wanted(engine: E
 
     assert "ubunut is no official image, and resembles ubuntu" in misspelled.stderr
     assert "the registry ghrc.io resembles ghcr.io" in elsewhere.stderr
+
+
+def test_the_ledger_says_who_did_what_to_which_digest(publisher: Publisher, tmp_path: Path) -> None:
+    engine = publisher.engine
+    said = publisher.sign()
+    publisher.trusted()
+    engine.out("trust", "on")
+    engine.out("run", "--rm", publisher.image)
+    engine.out("trust", "revoke", "k")
+    refused(engine, "run", "--rm", publisher.image)
+
+    entries = [
+        json.loads(line) for line in engine.out("ledger", "show", "--format", "json").splitlines()
+    ]
+    head = engine.out("ledger", "verify").rpartition("head ")[2]
+    engine.out("ledger", "export", "-o", str(tmp_path / "export"))
+    whole = (tmp_path / "export").read_bytes()
+    (tmp_path / "export").write_bytes(
+        whole.replace(b'"verdict":"verified"', b'"verdict":"refused"')
+    )
+
+    decisions = [e for e in entries if e["did"].startswith("image trust")]
+    assert [(e["did"], e["verdict"]) for e in decisions][-2:] == [
+        ("image trust create", "verified"),
+        ("image trust create refused", "refused"),
+    ]
+    assert decisions[-1]["digest"] == said.rpartition("@")[2]
+    assert {e["who"] for e in decisions} == {f"uid {os.geteuid()}"}
+    assert any(e["did"] == "trust change" and "revoked key" in e["what"] for e in entries)
+    engine.out("ledger", "verify", "--head", head)
+    changed = engine.tare("ledger", "verify", str(tmp_path / "export"))
+    assert changed.returncode != 0
+    assert "was changed" in changed.stderr

@@ -31,6 +31,7 @@ from tare.api import routes
 from tare.api.call import Call, refused
 from tare.api.routing import Routes, version_of
 from tare.api.streams import HangUps
+from tare.engine.ledger import WHO
 from tare.engine.trust import ASKED
 from tare.errors import FailedError, InvalidError, TareError
 from tare.trust.switch import Mode
@@ -204,6 +205,7 @@ class Listener(web.Server):
             route, ref = self._routes.find(request.method, path)
             call = Call(request, self._engine, self.hangups, minor, ref)
             # A task of this request alone: what it asks for ends with it.
+            WHO.set(_user(request))
             ASKED.set(Mode.parse(request.headers.get(TRUST, "off").strip().lower()))
             if route.cancellable:
                 return await route.handler(call)
@@ -223,6 +225,15 @@ class Listener(web.Server):
             log.exception("request %s %s", request.method, request.path)
             wrong = FailedError(f"internal error: {type(error).__name__}: {error}")
             return _refuse(request, wrong)
+
+
+def _user(request: web.BaseRequest) -> str:
+    """Whose process asks, as the kernel has it."""
+    peer = None if request.transport is None else request.transport.get_extra_info("socket")
+    if peer is None or peer.family != socket.AF_UNIX:
+        return "unknown"
+    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return f"uid {_UCRED.unpack(raw)[1]}"
 
 
 def _refuse(request: web.BaseRequest, error: TareError) -> web.StreamResponse:

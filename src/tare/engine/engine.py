@@ -35,6 +35,7 @@ from tare.engine.fabric import Fabric, NoFabric, fabric_of
 from tare.engine.health import Checks
 from tare.engine.ids import Blocks, Rest
 from tare.engine.images import Images
+from tare.engine.ledger import Ledger
 from tare.engine.lifecycle import Lifecycle
 from tare.engine.limits import Abilities
 from tare.engine.networks import Networks
@@ -49,7 +50,7 @@ from tare.engine.workloads import Workloads
 from tare.image.store import ImageStore
 from tare.kernel import cgroup
 from tare.model.explanation import Explanation
-from tare.model.record import Check, Info, Record
+from tare.model.record import Check, Event, Info, Record
 from tare.model.spec import MountKind
 from tare.vm.kernels import Kernels
 
@@ -78,6 +79,8 @@ class Engine:
         self.events = Events()
         self._store = store
         self._driver = driver
+        self.ledger = Ledger(paths.state / "ledger", self._digest_of)
+        self.events.heard.append(self.ledger.heard)
         self.trust = Trust(
             paths.state / "trust",
             paths.config,
@@ -205,6 +208,7 @@ class Engine:
         self.registries.close()
         self.images.close()
         self._store.close()
+        await asyncio.to_thread(self.ledger.close)
 
     async def info(self) -> Info:
         """The host and the engine at a glance."""
@@ -229,6 +233,13 @@ class Engine:
         """Whether anything runs or is about to: an idle daemon may end."""
         return bool(self._store.active()) or self.builds.busy
 
+    def _digest_of(self, event: Event) -> str:
+        """The image that an event is about, for the ledger."""
+        if event.type == "container":
+            record = self._store.find(event.id)
+            return record.image_id if record is not None else ""
+        return event.id if event.id.startswith("sha256:") else ""
+
     async def _request(self, record: Record) -> Request:
         await self.trust.check(record.image_id, record.spec.image, "start")
         if any(m.kind is MountKind.VOLUME for m in record.spec.mounts):
@@ -244,6 +255,7 @@ class Engine:
             await asyncio.sleep(_HOUSEKEEPING)
             if self._store.checkpoint_due:
                 await asyncio.to_thread(self._store.checkpoint)
+            await asyncio.to_thread(self.ledger.sync)
             await self.registries.keep_house()
             await self.budgets.keep_house()
 

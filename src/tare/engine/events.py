@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Final
 
 from tare.model.record import Event
@@ -28,6 +28,8 @@ class Events:
     def __init__(self) -> None:
         self._kept: deque[Event] = deque(maxlen=KEPT)
         self._listeners: set[_Listener] = set()
+        self.heard: list[Callable[[Event], None]] = []
+        """Called with every event, in the order of the events; must not wait."""
 
     def emit(
         self, type_: str, action: str, identity: str, attributes: Mapping[str, str] | None = None
@@ -41,6 +43,8 @@ class Events:
             time_ns=time.time_ns(),
         )
         self._kept.append(event)
+        for heard in self.heard:
+            heard(event)
         for listener in self._listeners:
             listener.put(event)
 

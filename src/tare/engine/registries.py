@@ -138,7 +138,8 @@ class Registries:
         finally:
             self._images.changed()
         shown = reference.with_default_tag().familiar
-        self._events.emit("image", "pull", shown, {"name": reference.familiar_name})
+        told = {"name": reference.familiar_name, "digest": str(pulled.digest)}
+        self._events.emit("image", "pull", shown, told)
         return pulled
 
     def _looked(

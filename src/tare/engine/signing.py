@@ -161,13 +161,13 @@ class Signing:
 
     def trust_key(self, entry: Trusted) -> None:
         """Let a key sign what its scopes say."""
-        self._trust.change_ring(self._trust.ring().with_key(entry))
+        self._trust.change_ring(self._trust.ring().with_key(entry), f"key {entry.key.id}")
 
     def forget_key(self, text: str) -> Trusted:
         """Let a key sign nothing more; MissingError."""
         ring = self._trust.ring()
         entry = ring.find(text)
-        self._trust.change_ring(ring.without_key(entry))
+        self._trust.change_ring(ring.without_key(entry), f"no key {entry.key.id}")
         return entry
 
     def revoke(self, text: str) -> str:
@@ -175,11 +175,12 @@ class Signing:
         ring = self._trust.ring()
         if text.startswith("sha256:"):
             digest = Digest.parse(text)
-            self._trust.change_ring(replace(ring, revoked=ring.revoked | {digest}))
+            revoked = replace(ring, revoked=ring.revoked | {digest})
+            self._trust.change_ring(revoked, f"revoked {digest}")
             return f"the digest {digest}"
         entry = ring.find(text)
         changed = replace(entry, revoked=self._trust.kept.now())
-        self._trust.change_ring(ring.with_key(changed))
+        self._trust.change_ring(ring.with_key(changed), f"revoked key {entry.key.id}")
         return f"the key {entry.name}"
 
     async def pin(self, ref: str, digest: Digest | None, *, replacing: bool) -> Digest:
@@ -196,7 +197,7 @@ class Signing:
                 f"{name.familiar} is pinned to {before}",
                 hint=f"If the new image is wanted: tare trust pin --replace {name.familiar}",
             )
-        self._trust.change_ring(ring.with_pin(name, digest))
+        self._trust.change_ring(ring.with_pin(name, digest), f"pin {name} {digest}")
         return digest
 
     def unpin(self, ref: str) -> None:
@@ -205,4 +206,4 @@ class Signing:
         ring = self._trust.ring()
         if str(name) not in ring.pins:
             raise MissingError(f"{name.familiar} is not pinned")
-        self._trust.change_ring(ring.with_pin(name, None))
+        self._trust.change_ring(ring.with_pin(name, None), f"no pin {name}")

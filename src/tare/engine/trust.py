@@ -108,12 +108,13 @@ class Trust:
             self._ring = self.kept.ring()
         return self._ring
 
-    def change_ring(self, ring: Ring) -> None:
-        """Keep *ring* from now on."""
+    def change_ring(self, ring: Ring, how: str) -> None:
+        """Keep *ring* from now on; *how* it was changed is told."""
         self.kept.set_ring(ring)
         self._ring = ring
         self._configured = True
         self.forget()
+        self._events.emit("trust", "change", "", {"name": how})
 
     def forget(self) -> None:
         """What was concluded counts no more."""

@@ -11,6 +11,7 @@ from tare.api.routes import (
     containers,
     execs,
     images,
+    ledger,
     machines,
     networks,
     observe,
@@ -28,6 +29,6 @@ def install(routes: Routes) -> None:
     """Add every path of the API to *routes*."""
     for noun in (
         absent, archives, audit, budget, building, containers, execs, images, machines, networks,
-        observe, own, registries, streaming, system, trust, volumes,
+        observe, own, registries, streaming, system, trust, volumes, ledger,
     ):  # fmt: skip
         noun.install(routes)
