@@ -135,6 +135,19 @@ def find(host: str) -> dict[str, Json] | None:
     return found
 
 
+def stored() -> dict[str, Json]:
+    """All that is stored for registries, by server: for requests that may need any of them."""
+    if not os.path.exists(path()):
+        return {}
+    found: dict[str, Json] = {}
+    config = read()
+    for server in (*document.mapping(config, "auths"), *document.mapping(config, "credHelpers")):
+        told = find(server)
+        if told:
+            found[server] = {key: value for key, value in told.items() if isinstance(value, str)}
+    return found
+
+
 def given(host: str, user: str, secret: str) -> dict[str, Json]:
     """Credentials that were said, as Docker's AuthConfig."""
     return {"username": user, "password": secret, "serveraddress": server_of(host)}

@@ -39,11 +39,13 @@ from tare.engine.ledger import Ledger
 from tare.engine.lifecycle import Lifecycle
 from tare.engine.limits import Abilities
 from tare.engine.networks import Networks
+from tare.engine.origins import Origins
 from tare.engine.paths import Paths
 from tare.engine.registries import Registries
 from tare.engine.signing import Signing
 from tare.engine.store import Store
 from tare.engine.trust import Trust
+from tare.engine.updates import Updates
 from tare.engine.volume_transfer import Transfers
 from tare.engine.volumes import Volumes
 from tare.engine.workloads import Workloads
@@ -98,6 +100,8 @@ class Engine:
             self.events,
             trust=self.trust,
         )
+        self.origins = Origins(self.images, images)
+        self.updates = Updates(self.images, images, self.registries)
         self.signing = Signing(self.trust, images, self.config.registries)
         blocks, workloads = Blocks(Documents(store, "resting_ids", Rest)), Workloads(paths)
         self._workloads = workloads

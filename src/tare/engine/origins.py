@@ -113,6 +113,23 @@ def origin(store: ImageStore, image: Digest) -> Origin | None:
         raise FailedError(str(error)) from error
 
 
+class Origins:
+    """The use cases of what lies beside images."""
+
+    def __init__(self, images: Images, store: ImageStore) -> None:
+        self._images = images
+        self._store = store
+
+    async def bill(self, ref: str, form: Format) -> bytes:
+        """The bill of materials of an image that is here; MissingError."""
+        return await bill(self._images, ref, form)
+
+    async def provenance(self, ref: str) -> bytes | None:
+        """The provenance statement that was noted when it was built, if one was."""
+        image = await self._images.get(ref)
+        return await asyncio.to_thread(self._store.notes.get, image.id, notes.PROVENANCE)
+
+
 async def bill(images: Images, ref: str, form: Format, *, name: str = "") -> bytes:
     """The bill of materials of an image that is here, made of its files as they are."""
     from tare.build.sbom.collecting import bill as made

@@ -133,6 +133,15 @@ class Recipe:
             )
         return cls(distribution, name, chosen, slim, wanted, mirror)
 
+    def asked(self) -> tuple[tuple[str, str], ...]:
+        """What to ask for, to make it again: the arguments of `bootstrap` as text."""
+        return (
+            ("suite", f"{self.distribution.name}:{self.suite}"),
+            ("variant", "slim" if self.slim else self.variant),
+            ("packages", ",".join(self.packages)),
+            ("mirror", self.mirror),
+        )
+
     @property
     def reference(self) -> str:
         """The name that such an image has if no other is asked for."""
@@ -238,22 +247,26 @@ def _require(recipe: Recipe) -> str:
     return done.stdout.strip()
 
 
+def child_environment() -> dict[str, str]:
+    """The environment of the distribution's tools: little of ours."""
+    keep = ("PATH", "HOME", "TMPDIR", "SOURCE_DATE_EPOCH", "http_proxy", "https_proxy", "no_proxy")
+    found = {key: os.environ[key] for key in keep if key in os.environ}
+    found.setdefault("PATH", _PATH)
+    return {**found, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+
+
 class _Running:
     """mmdebstrap at work: its tar to read, its words passed on, ended however we leave."""
 
     def __init__(self, command: list[str], progress: Progress) -> None:
         self._tail: deque[str] = deque(maxlen=_TAIL)
         self._progress = progress
-        keep = ("PATH", "HOME", "TMPDIR", "SOURCE_DATE_EPOCH", "http_proxy", "https_proxy",
-                "no_proxy")  # fmt: skip
-        environment = {key: os.environ[key] for key in keep if key in os.environ}
-        environment.setdefault("PATH", _PATH)
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**environment, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"},
+            env=child_environment(),
             cwd="/",
         )
         assert self._process.stdout is not None

@@ -29,6 +29,7 @@ from tare.build.request import (
     Warned,
 )
 from tare.build.sbom.documents import Format
+from tare.build.secret_names import names_a_secret
 from tare.errors import InvalidError, TareError, UnsupportedError
 from tare.image.registry import credentials as registry_credentials
 from tare.image.registry.credentials import Credentials
@@ -199,6 +200,14 @@ def _domain(server: str) -> str:
 # --- tare's own -----------------------------------------------------------------------------------
 
 
+class RecipeBody(Struct, forbid_unknown_fields=True):
+    """What the client would say to build this again: where it was, its options, the context."""
+
+    directory: str
+    path: str
+    options: dict[str, str | bool | int | list[str]] = {}
+
+
 class BuildBody(Struct, forbid_unknown_fields=True):
     """The document that begins the body of ``POST /tare/build``."""
 
@@ -225,7 +234,7 @@ class BuildBody(Struct, forbid_unknown_fields=True):
     check: bool = False
     sbom: str = ""
     provenance: bool = False
-    recipe: str = ""
+    recipe: RecipeBody | None = None
 
 
 BUILD: Final = msgspec.json.Decoder(BuildBody)
@@ -262,8 +271,20 @@ def own(body: BuildBody) -> BuildRequest:
         check_only=body.check,
         sbom=str(Format.called(body.sbom)) if body.sbom else "",
         provenance=body.provenance,
-        recipe=checked("recipe", body.recipe),
+        recipe=_recipe(body.recipe) if body.recipe is not None else "",
     )
+
+
+def _recipe(body: RecipeBody) -> str:
+    """The recipe as it is kept: a build argument that is a secret is known by its name only."""
+    given = body.options.get("build-arg")
+    if isinstance(given, list):
+        kept = [
+            name if names_a_secret(name) else f"{name}{equals}{value}"
+            for name, equals, value in (word.partition("=") for word in given)
+        ]
+        body.options["build-arg"] = kept
+    return checked("recipe", msgspec.json.encode(body).decode())
 
 
 def own_credentials(body: BuildBody) -> dict[str, Credentials]:

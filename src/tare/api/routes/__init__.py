@@ -11,6 +11,7 @@ from tare.api.routes import (
     containers,
     execs,
     images,
+    keeping,
     ledger,
     machines,
     networks,
@@ -28,7 +29,7 @@ from tare.api.routing import Routes
 def install(routes: Routes) -> None:
     """Add every path of the API to *routes*."""
     for noun in (
-        absent, archives, audit, budget, building, containers, execs, images, machines, networks,
-        observe, own, registries, streaming, system, trust, volumes, ledger,
+        absent, archives, audit, budget, building, containers, execs, images, keeping, machines,
+        networks, observe, own, registries, streaming, system, trust, volumes, ledger,
     ):  # fmt: skip
         noun.install(routes)

@@ -27,11 +27,15 @@ _REMOTE = ("http://", "https://", "git://", "ssh://", "git+ssh://", "git@", "git
 
 
 def _build(daemon: Daemon, flags: Flags, arguments: list[str]) -> int:
+    from tare.client import credentials
+    from tare.client.cli.upkeep import recipe
+
     output = _Output(flags)
     asked: dict[str, Json] = {}
     _options(flags, asked)
     context = _context(flags, arguments[0], asked)
-    asked["credentials"] = _credentials(asked)
+    asked["credentials"] = credentials.stored()
+    asked["recipe"] = recipe(flags, arguments[0])
     head = document.encode(asked)
     first = len(head).to_bytes(4, "big") + head
     from tare.client.building import Progress
@@ -88,6 +92,8 @@ def _options(flags: Flags, asked: dict[str, Json]) -> None:
             "allow": list(flags.list("allow")),
             "extra_hosts": list(flags.list("add-host")),
             "check": flags.flag("check"),
+            "sbom": flags.text("sbom-format") or ("cyclonedx" if flags.flag("sbom") else ""),
+            "provenance": flags.flag("provenance"),
             "secrets": {
                 name: value for word in flags.list("secret") for name, value in _secret(word)
             },
@@ -269,21 +275,6 @@ def _encoded(content: bytes) -> str:
     return b2a_base64(content, newline=False).decode("ascii")
 
 
-def _credentials(asked: dict[str, Json]) -> dict[str, Json]:
-    """What is stored for registries: the engine asks one only for an image it does not have."""
-    from tare.client import credentials
-
-    if not os.path.exists(credentials.path()):
-        return {}
-    found: dict[str, Json] = {}
-    config = credentials.read()
-    for server in (*document.mapping(config, "auths"), *document.mapping(config, "credHelpers")):
-        given = credentials.find(server)
-        if given:
-            found[server] = {key: value for key, value in given.items() if isinstance(value, str)}
-    return found
-
-
 # --- output ---------------------------------------------------------------------------------------
 
 
@@ -395,8 +386,11 @@ _OPTIONS = {
     ),
     "platform": ("", "string", "Refuse to build for another platform than this"),
     "progress": ("", "string", "auto, plain, tty, quiet, rawjson"),
+    "provenance": ("", "bool", "Note how the image was made; it is pushed with the image"),
     "pull": ("", "bool", "Ask the registries what the base images are now"),
     "quiet": ("q", "bool", "Only print the image's id"),
+    "sbom": ("", "bool", "Note what the image is made of; it is pushed with the image"),
+    "sbom-format": ("", "string", "cyclonedx (default) or spdx"),
     "secret": ("", "list", "A secret for RUN --mount=type=secret (id=NAME,src=FILE or env=NAME)"),
     "shm-size": ("", "bytes", "Size of /dev/shm"),
     "ssh": ("", "list", "An SSH agent for RUN --mount=type=ssh (default, or ID=SOCKET)"),
