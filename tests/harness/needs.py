@@ -129,6 +129,7 @@ PROBES: Final[dict[str, Callable[[], str]]] = {
     "docker-registry": _program("docker-registry"),
     "skopeo": _program("skopeo"),
     "openssl": _program("openssl"),
+    "dpkg": _program("dpkg"),
     "fsck.erofs": _program("fsck.erofs"),
     "gcc": _program("gcc"),
     "newuidmap": _program("newuidmap"),

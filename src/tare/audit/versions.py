@@ -16,6 +16,7 @@ from itertools import zip_longest
 from typing import Final
 
 _DIGITS: Final = frozenset("0123456789")
+_LENGTH: Final = 512
 
 
 def compare(kind: str, one: str, other: str) -> int:
@@ -23,7 +24,11 @@ def compare(kind: str, one: str, other: str) -> int:
 
     *kind* is that of a package URL: deb, pypi, npm, apk or rpm; any other compares as Debian's.
     """
-    return _RULES.get(kind, debian)(one.strip(), other.strip())
+    return _RULES.get(kind, debian)(one.strip()[:_LENGTH], other.strip()[:_LENGTH])
+
+
+def _number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def _sign(one: object, other: object) -> int:
@@ -43,7 +48,7 @@ def debian(one: str, other: str) -> int:
 
 def _deb_parts(text: str) -> tuple[int, str, str]:
     epoch, colon, rest = text.partition(":")
-    if not colon or not epoch.isdigit():
+    if not colon or not _number(epoch):
         epoch, rest = "0", text
     upstream, _, revision = rest.rpartition("-") if "-" in rest else (rest, "", "")
     return int(epoch), upstream, revision
@@ -91,7 +96,7 @@ _PEP440: Final = re.compile(
     r"(?:-(?P<post_bare>\d+)|[-_.]?(?P<post>post|rev|r)[-_.]?(?P<post_n>\d*))?"
     r"(?:[-_.]?(?P<dev>dev)[-_.]?(?P<dev_n>\d*))?"
     r"(?:\+(?P<local>[a-z0-9]+(?:[-_.][a-z0-9]+)*))?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 _PRE: Final = {
     "a": 0, "alpha": 0, "b": 1, "beta": 1, "c": 2, "rc": 2, "pre": 2, "preview": 2,
@@ -126,7 +131,7 @@ def _pep440(text: str) -> _Key | None:
     else:
         pre = (3, 0)
     local = tuple(
-        (1, int(part), "") if part.isdigit() else (0, 0, part.lower())
+        (1, int(part), "") if _number(part) else (0, 0, part.lower())
         for part in re.split(r"[-_.]", match["local"] or "")
         if part
     )
@@ -147,10 +152,10 @@ def semantic(one: str, other: str) -> int:
         if left is None or right is None:
             return -1 if left is None else 1
         if left != right:
-            if left.isdigit() and right.isdigit():
+            if _number(left) and _number(right):
                 return _sign(int(left), int(right))
-            if left.isdigit() != right.isdigit():
-                return -1 if left.isdigit() else 1
+            if _number(left) != _number(right):
+                return -1 if _number(left) else 1
             return _sign(left, right)
     return 0
 
@@ -158,7 +163,7 @@ def semantic(one: str, other: str) -> int:
 def _semver(text: str) -> tuple[tuple[int, ...], list[str]]:
     core, _, _ = text.lstrip("v=").partition("+")
     numbers, _, pre = core.partition("-")
-    found = [int(part) if part.isdigit() else 0 for part in numbers.split(".")[:3]]
+    found = [int(part) if _number(part) else 0 for part in numbers.split(".")[:3]]
     return tuple((*found, 0, 0, 0)[:3]), [part for part in pre.split(".") if part]
 
 
@@ -166,7 +171,8 @@ def _semver(text: str) -> tuple[tuple[int, ...], list[str]]:
 
 _APK: Final = re.compile(
     r"(?P<numbers>\d+(?:\.\d+)*)(?P<letter>[a-z]?)(?P<suffixes>(?:_[a-z]+\d*)*)"
-    r"(?:~[0-9a-f]+)?(?:-r(?P<revision>\d+))?"
+    r"(?:~[0-9a-f]+)?(?:-r(?P<revision>\d+))?",
+    re.ASCII,
 )
 _APK_SUFFIX: Final = {
     "alpha": -4, "beta": -3, "pre": -2, "rc": -1, "cvs": 1, "svn": 2, "git": 3, "hg": 4, "p": 5,
@@ -228,7 +234,7 @@ def rpm(one: str, other: str) -> int:
 
 def _rpm_parts(text: str) -> tuple[int, str, str]:
     epoch, colon, rest = text.partition(":")
-    if not colon or not epoch.isdigit():
+    if not colon or not _number(epoch):
         epoch, rest = "0", text
     version, _, release = rest.partition("-")
     return int(epoch), version, release
@@ -245,11 +251,11 @@ def _rpm_part(one: str, other: str) -> int:
             return (1 if left == "^" else -1) if "" in (left, right) else -1 if left == "^" else 1
         if not left or not right:
             return -1 if not left else 1
-        if left.isdigit() and right.isdigit():
+        if _number(left) and _number(right):
             if int(left) != int(right):
                 return _sign(int(left), int(right))
-        elif left.isdigit() != right.isdigit():
-            return 1 if left.isdigit() else -1
+        elif _number(left) != _number(right):
+            return 1 if _number(left) else -1
         else:
             return _sign(left, right)
     return 0
