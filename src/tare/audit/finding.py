@@ -184,7 +184,7 @@ def plain(report: Report) -> Plain:
         "Engine": report.engine,
         "StartNs": report.start_ns,
         "EndNs": report.end_ns,
-        "Remarks": list(report.remarks),
+        "Remarks": [_whole(remark) for remark in report.remarks],
         "Results": [
             {
                 "Check": result.check,
@@ -197,13 +197,18 @@ def plain(report: Report) -> Plain:
     }
 
 
+def _whole(text: str) -> str:
+    """*text* as JSON can carry it: bytes that are no UTF-8 (lone surrogates) as escapes."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def _plain_item(item: Item) -> Plain:
     fix = item.fix
     return {
         "Level": str(item.level),
-        "Subject": item.subject,
-        "Seen": item.seen,
-        "Evidence": [{"Where": e.where, "Value": e.value} for e in item.evidence],
+        "Subject": _whole(item.subject),
+        "Seen": _whole(item.seen),
+        "Evidence": [{"Where": _whole(e.where), "Value": _whole(e.value)} for e in item.evidence],
         "Fix": fix and {"Kind": fix.kind, "Path": fix.path, "Old": fix.old, "New": fix.new},
         "Standing": str(item.standing),
         "Note": item.note,

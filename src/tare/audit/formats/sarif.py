@@ -121,7 +121,7 @@ def _result(result: Result, item: Item, index: int, check: Check) -> Json:
 
 
 def _digest(result: Result, item: Item) -> str:
-    raw = "\0".join(fingerprint(result, item)).encode("utf-8", "surrogateescape")
+    raw = "\0".join(fingerprint(result, item)).encode("utf-8", "backslashreplace")
     return hashlib.sha256(raw).hexdigest()
 
 
