@@ -61,7 +61,9 @@ def builds(
 
 
 def _has_buildx(engine: Engine) -> bool:
-    done = subprocess.run([*engine.command, "buildx", "version"], capture_output=True, check=False)
+    environment = {**os.environ, **engine.environment}
+    command = [*engine.command, "buildx", "version"]
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
     return done.returncode == 0
 
 

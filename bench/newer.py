@@ -47,9 +47,10 @@ def root_of(cache: Path) -> Path:
 
 
 def install(cache: Path) -> None:
-    """Make the root; as root, with a network. One that is there already stays."""
+    """Make the root; as root, with a network. One that is there only gets what it misses."""
     root = root_of(cache)
     if root.exists():
+        _complete(root)
         return
     if shutil.which("mmdebstrap") is None:
         raise OSError("mmdebstrap is not here (./dev setup)")
@@ -59,6 +60,17 @@ def install(cache: Path) -> None:
     command = ["mmdebstrap", "--quiet", "--variant=minbase", packages, SUITE, str(half)]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     half.rename(root)
+
+
+def _complete(root: Path) -> None:
+    known = root / "var/lib/dpkg/info"
+    missing = [name for name in _PACKAGES if not (known / f"{name}.list").exists()]
+    if not missing:
+        return
+    inside = ["chroot", str(root), "env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
+    subprocess.run([*inside, "update", "--quiet"], check=True)
+    options = ["install", "--quiet", "--yes", "--no-install-recommends"]
+    subprocess.run([*inside, *options, *missing], check=True, stdin=subprocess.DEVNULL)
 
 
 @contextlib.contextmanager
@@ -91,3 +103,9 @@ def has(cache: Path, program: str) -> bool:
     """Whether the root has /usr/bin/PROGRAM or /usr/sbin/PROGRAM."""
     root = root_of(cache)
     return any(os.access(root / where / program, os.X_OK) for where in ("usr/bin", "usr/sbin"))
+
+
+def plugin(cache: Path, name: str) -> Path | None:
+    """The root's plugin of docker's client that is called *name*, to be run on the host."""
+    path = root_of(cache) / "usr/libexec/docker/cli-plugins" / name
+    return path if os.access(path, os.X_OK) else None

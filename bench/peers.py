@@ -252,13 +252,22 @@ def _docker(base: Path, archive: Path, inside: list[str]) -> Iterator[Engine]:
         )  # fmt: skip
         stack.callback(daemon.stop)
         daemon.wait_for(endpoint)
-        engine = Engine(
-            "docker", str(endpoint), [client, "--host", f"unix://{endpoint}"], str(base)
-        )
+        command = [client, "--host", f"unix://{endpoint}"]
+        engine = Engine("docker", str(endpoint), command, str(base), _client_of_docker(base))
         stack.callback(_remove_containers, engine)
         engine.cli("load", "--quiet", "--input", str(archive))
         engine.version = _version(engine)
         yield engine
+
+
+def _client_of_docker(base: Path) -> dict[str, str]:
+    """Variables that give docker's client a configuration of its own, with buildx if it is here."""
+    config = base / "client"
+    (config / "cli-plugins").mkdir(parents=True)
+    buildx = newer.plugin(cache(), "docker-buildx")
+    if buildx is not None:
+        (config / "cli-plugins/docker-buildx").symlink_to(buildx)
+    return {"DOCKER_CONFIG": str(config)}
 
 
 @contextlib.contextmanager

@@ -296,6 +296,16 @@ def test_shell_is_json() -> None:
 # ---- errors ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("keyword", ["RUN", "CMD", "ENTRYPOINT", "COPY", "VOLUME"])
+def test_a_nul_letter_is_refused_with_its_line(keyword: str) -> None:
+    text = f'FROM a\n{keyword} ["a", "b\\u0000c"]\n'
+
+    with pytest.raises(DockerfileError, match="NUL") as caught:
+        file(text)
+
+    assert caught.value.lines.first == 2
+
+
 def test_an_error_shows_file_line_text_and_marker() -> None:
     with pytest.raises(DockerfileError) as caught:
         parse(b"FROM a\n\n  COPPY . /x\n", name="sub/Dockerfile")

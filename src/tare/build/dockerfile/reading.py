@@ -97,6 +97,11 @@ def instruction(node: Node) -> Instruction:
         if read is None:
             reason = f"unknown instruction: {node.keyword}"
             raise _Wrong(reason + meant(node.keyword, KEYWORDS, any_case=True), node.keyword)
+        if any("\0" in word for word in node.arguments):
+            raise _Wrong(
+                f"{node.keyword.upper()} has a NUL character (\\u0000)",
+                hint="no argument of a program, no path and no variable can hold one",
+            )
         return read(node, Flags(_FLAGS.get(keyword, {}), node.flags))
     except _Wrong as wrong:
         reason, focus, hint = wrong.reason, wrong.focus, wrong.hint

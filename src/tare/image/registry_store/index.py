@@ -79,8 +79,10 @@ class Index:
     def __init__(self, path: Path) -> None:
         self._writing = threading.RLock()
         self._reading = threading.Lock()
-        self._writer = _connect(path)
+        # Before SQLite opens it: its other files get the mode that this one has then.
+        path.touch(mode=0o600)
         path.chmod(0o600)
+        self._writer = _connect(path)
         with self.change():
             version = int(self._writer.execute("PRAGMA user_version").fetchone()[0])
             if version > _FORMAT:
