@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import shutil
@@ -439,3 +440,29 @@ def test_a_keeper_of_another_version_is_replaced_and_what_runs_goes_on(
         assert (exited.code, b.output(identity)) == (6, "still here\n")
 
     bench(body)
+
+
+def test_without_its_nursery_a_keeper_clones_when_asked(bench: Run) -> None:
+    async def body(b: Bench) -> None:
+        assert await b.run("echo", "one") == (0, "one\n")
+        while not (found := _children_named(b.keeper_pid(), "tare-nursery")):
+            await asyncio.sleep(0.01)
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+        while _children_named(b.keeper_pid(), "tare-nursery"):
+            await asyncio.sleep(0.01)
+        for word in ("two", "three", "four", "five"):
+            assert await b.run("echo", word) == (0, f"{word}\n")
+
+    bench(body)
+
+
+def _children_named(parent: int, name: str) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            comm, fields = (path / "stat").read_text().rsplit(")", 1)
+            state, owner = fields.split()[:2]
+            if comm.partition("(")[2] == name and int(owner) == parent and state != "Z":
+                found.append(int(path.name))
+    return found

@@ -19,11 +19,11 @@ import signal
 import socket
 from collections import deque
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NoReturn
 
-from tare.kernel import process
 from tare.kernel.interfaces import VETH, Attacher, Plain, Prepared
-from tare.run import handover, init, walls
+from tare.run import handover, init
+from tare.run.nursery import Nursery, close_all_but
 from tare.run.sandbox import Sandbox
 from tare.run.stub import REPORT, Stub
 
@@ -95,6 +95,7 @@ class Spares:
         self._wishes: deque[bool] = deque(maxlen=_REMEMBERED)
         self._ipv6 = False
         self._attacher: Attacher | None = None
+        self._nursery: Nursery | None = None
 
     @property
     def wanted(self) -> bool:
@@ -124,24 +125,22 @@ class Spares:
 
     def fill(self) -> None:
         """Make one."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        owner = _OWNER_BASE + next(self._owners)
         try:
-            with process.owning(owner):
-                pid, pidfd = process.spawn(walls.OWN_NAMESPACES)
-                if pid == 0:
-                    self._wait(theirs)
+            if self._nursery is None:
+                self._nursery = Nursery(self._wait, self._needed())
+            owner = _OWNER_BASE + next(self._owners)
+            pid, pidfd, control = self._nursery.clone(owner)
         except OSError:
-            ours.close()
             self._number = 0  # it will not work the next time either; clone when asked
             return
-        finally:
-            theirs.close()
-        spare = Spare(pid, pidfd, ours, owner)
+        spare = Spare(pid, pidfd, control, owner)
         self._waiting.append(spare)
         if self._next_is_linked():
             self._link(spare)
+
+    def _needed(self) -> set[int]:
+        points = set() if self._points is None else {self._points}
+        return {self._stub.descriptor} | points
 
     def _link(self, spare: Spare) -> None:
         """What cannot be done ahead of time is done when it is wanted, and fails then."""
@@ -155,16 +154,9 @@ class Spares:
         finally:
             os.close(namespace)
 
-    def _wait(self, control: socket.socket) -> None:
+    def _wait(self, control: socket.socket) -> NoReturn:
         # It may wait long: it must not keep other containers' pipes open.
-        kept = {0, 1, 2, control.fileno(), self._stub.descriptor}
-        if self._points is not None:
-            kept.add(self._points)
-        low = 3
-        for descriptor in sorted(kept - {0, 1, 2}):
-            os.closerange(low, descriptor)
-            low = descriptor + 1
-        os.closerange(low, 1 << 16)
+        close_all_but({control.fileno()} | self._needed())
         # The stub reports on a fixed descriptor: nothing that is still needed then may get it.
         while os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) <= REPORT:
             pass
@@ -185,3 +177,6 @@ class Spares:
         """End all that wait."""
         while self._waiting:
             self._waiting.pop().close()
+        if self._nursery is not None:
+            self._nursery.close()
+            self._nursery = None
