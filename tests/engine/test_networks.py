@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Iterator
 from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,25 @@ def test_every_engine_has_three_networks_and_the_next_daemon_the_same(bench: Ben
 
     assert set(before) == {"bridge", "host", "none"}
     assert {record.name: record.id for record in bench.networks.all()} == before
+
+
+def test_the_default_network_moves_where_another_took_its_subnet_before_its_first_use(
+    bench: Bench,
+) -> None:
+    async def work() -> None:
+        before = bench.networks.get("bridge").spec.subnets[0].subnet
+        bench.fabric.routes = (*bench.fabric.routes, ip_network(before))
+
+        first = await bench.start(bench.container("web", "bridge"))
+
+        after = bench.networks.get("bridge").spec.subnets[0].subnet
+        assert after != before
+        assert ip_address(first.networks[0].ipv4) in ip_network(after)
+        bench.fabric.routes = (*bench.fabric.routes, ip_network(after))
+        second = await bench.start(bench.container("db", "bridge"))
+        assert ip_address(second.networks[0].ipv4) in ip_network(after)  # it is in use now
+
+    run(work())
 
 
 def test_a_network_is_found_by_name_id_and_the_beginning_of_an_id(bench: Bench) -> None:

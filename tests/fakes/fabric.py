@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from ipaddress import ip_network
 
@@ -47,6 +48,9 @@ class RememberingFabric:
     def _try(self, call: str) -> None:
         if self.refusing == call:
             raise FailedError(f"{call} is refused")
+
+    def alone(self) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
 
     def host_prefixes(self, own: Collection[str]) -> Sequence[Prefix]:
         return self.routes

@@ -221,9 +221,9 @@ class Attachments:
         if spec.namespaces.network or not record.networks:
             self._write_alone(record)
             return record, ()
-        found = [(joined, self._record(joined)) for joined in record.networks]
-        for _, network in found:
-            await self._networks.ready(network)
+        found = [
+            (joined, await self._networks.ready(self._record(joined))) for joined in record.networks
+        ]
         self.release(record.id)
         live = self._live[record.id] = _Live()
         try:
@@ -398,7 +398,7 @@ class Attachments:
         joined = Joined(
             network_id=network.id, network=network.name, wish=self._checked(network, wish)
         )
-        await self._networks.ready(network)
+        network = await self._networks.ready(network)
         record = self._current(record.id)
         if record.alive:
             await self._link(record, joined, network)
@@ -558,8 +558,6 @@ class Attachments:
             self._hold_again(record)
         networks = [r for r in self._networks.all() if r.interface and self._matters(r)]
         endpoints = tuple(e for live in self._live.values() for e in live.endpoints.values())
-        if not networks and not endpoints:
-            return  # nothing of ours is to be there, and the host's filter is left alone
         wanted = Wanted(
             networks=tuple(network_values.network(one) for one in networks), endpoints=endpoints
         )
@@ -569,7 +567,8 @@ class Attachments:
             [one.interface for one in networks],
         )
         self._networks.settled([one.id for one in networks])
-        await self.publish_names()
+        if networks or endpoints:
+            await self.publish_names()
 
     def _matters(self, network: NetworkRecord) -> bool:
         """Whether a bridge is to be there now: the default one only when it is used."""

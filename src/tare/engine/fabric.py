@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Protocol
 
@@ -30,6 +31,7 @@ from tare.network.values import Address, Endpoint, Network, Port, Prefix, engine
 from tare.network.values import Protocol as PortProtocol
 
 log = logging.getLogger("tare.network")
+_ALONE_WITHIN = 10.0
 _FILTERED = (
     "the host sends bridged frames through its packet filter (net.bridge.bridge-nf-call-iptables, "
     "-ip6tables): ports published on ::1 are not reached from the host itself"
@@ -62,6 +64,10 @@ class Fabric(Protocol):
     @property
     def problems(self) -> tuple[str, ...]:
         """What does not work right now, a sentence each."""
+        ...
+
+    def alone(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Whoever else chooses subnets on this host waits: choose, and `settle`, inside."""
         ...
 
     def host_prefixes(self, own: Collection[str]) -> Sequence[Prefix]:
@@ -171,6 +177,29 @@ class HostFabric:
             own.append(_FILTERED)
         return (*own, *self._names.problems)
 
+    @contextlib.asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """By a lock on the network namespace itself, which the kernel drops with its holder.
+
+        Any process in the namespace could take that lock, so nobody waits for it for ever.
+        """
+        descriptor = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _ALONE_WITHIN
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if loop.time() > end:
+                        log.warning("somebody keeps the lock on the host's networks: not waiting")
+                        break
+                    await asyncio.sleep(0.01)
+            yield
+        finally:
+            os.close(descriptor)
+
     def host_prefixes(self, own: Collection[str]) -> Sequence[Prefix]:
         """From the kernel's routes."""
         return addresses.host_prefixes(own)
@@ -188,7 +217,13 @@ class HostFabric:
         return bridge.interface(network, endpoint)
 
     async def begin(self, wanted: Wanted, links: Collection[str], bridges: Collection[str]) -> None:
-        """Sweep, settle, and one transaction of the filter."""
+        """Sweep, settle, and one transaction of the filter; where nothing is wanted, none is left.
+
+        An engine without networks does not even load a filter.
+        """
+        if not wanted.networks and not wanted.endpoints:
+            await self._in_thread("remove what is left of its networks", self._sweep)
+            return
         filter_ = self._filter()
 
         def work() -> None:
@@ -198,6 +233,10 @@ class HostFabric:
             filter_.replace(wanted)
 
         await self._in_thread("set up its networks again", work)
+
+    def _sweep(self) -> None:
+        bridge.sweep(self.tag, (), ())
+        firewall.sweep(self.tag)
 
     def _filter(self) -> Firewall:
         if self._firewall is None:
@@ -318,6 +357,10 @@ class NoFabric:
 
     def _refuse(self) -> UnsupportedError:
         return UnsupportedError(self.unavailable)
+
+    def alone(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Nothing is chosen."""
+        return contextlib.nullcontext()
 
     def host_prefixes(self, own: Collection[str]) -> Sequence[Prefix]:
         """None are known."""

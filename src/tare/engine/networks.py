@@ -195,34 +195,55 @@ class Networks:
                 )
             identity = _new_id()
             interface = self._interface(spec, identity)
-            subnets = await asyncio.to_thread(self._subnets, spec)
-            record = NetworkRecord(
-                id=identity,
-                spec=replace(spec, subnets=subnets),
-                interface=interface,
-                created_ns=time.time_ns(),
-            )
-            network_values.network(record)  # what it would refuse, it refuses before anything is
-            self._keep(record)
-            try:
-                await self._settle(record)
-            except BaseException:
-                self._forget(record)
-                with contextlib.suppress(TareError, OSError):
-                    await self.fabric.remove(network_values.network(record))
-                raise
+            async with self.fabric.alone():
+                subnets = await asyncio.to_thread(self._subnets, spec)
+                record = NetworkRecord(
+                    id=identity,
+                    spec=replace(spec, subnets=subnets),
+                    interface=interface,
+                    created_ns=time.time_ns(),
+                )
+                network_values.network(record)  # it refuses what cannot be before anything is
+                self._keep(record)
+                try:
+                    await self._settle(record)
+                except BaseException:
+                    self._forget(record)
+                    with contextlib.suppress(TareError, OSError):
+                        await self.fabric.remove(network_values.network(record))
+                    raise
         self._tell(record, "create")
         return identity, warnings
 
-    async def ready(self, record: NetworkRecord) -> None:
-        """Make sure that the bridge of a network is there: also one that was deleted by hand."""
+    async def ready(self, record: NetworkRecord) -> NetworkRecord:
+        """Make sure that the bridge of a network is there: also one that was deleted by hand.
+
+        The network as it is then: the default one's subnet is another when somebody on the host
+        took it before it was first used.
+        """
         if record.id in self._removing:
             raise MissingError(f"network {record.name} is being removed", exit_code=125)
         if record.id in self._settled and self.fabric.there(record.interface):
-            return
+            return record
         async with self._lock:
+            record = self._documents.get(record.id) or record
             if record.id not in self._settled or not self.fabric.there(record.interface):
-                await self._settle(record)
+                async with self.fabric.alone():
+                    if record.name == BRIDGE and not self.members(record.id):
+                        record = await asyncio.to_thread(self._moved, record)
+                        self._keep(record)
+                    await self._settle(record)
+        return record
+
+    def _moved(self, record: NetworkRecord) -> NetworkRecord:
+        """The default network, with a subnet that still meets nothing of the host's."""
+        others = self._taken(but=BRIDGE)
+        have = [network_values.prefix("subnet", wish.subnet) for wish in record.spec.subnets]
+        if not any(a.version == b.version and a.overlaps(b) for a in have for b in others):
+            return record
+        found = network_values.recorded(addresses.next_subnet(others, self._pools(4)), SubnetWish())
+        log.warning("the default network is %s now: its old subnet is in use", found.subnet)
+        return replace(record, spec=replace(record.spec, subnets=(found,)))
 
     async def _settle(self, record: NetworkRecord) -> None:
         await self.fabric.settle(network_values.network(record))
@@ -274,14 +295,14 @@ class Networks:
 
     # --- subnets ------------------------------------------------------------------------------
 
-    def _taken(self) -> dict[Prefix, str]:
-        """The prefixes that a new network must not meet, and whose they are."""
+    def _taken(self, but: str = "") -> dict[Prefix, str]:
+        """The prefixes that a network must not meet, and whose they are; those of *but* aside."""
         own = [record.interface for record in self.all() if record.interface]
         taken: dict[Prefix, str] = {}
         for one in self.fabric.host_prefixes(own):
             taken[one] = "the host"
         for record in self.all():
-            for wish in record.spec.subnets:
+            for wish in record.spec.subnets if record.name != but else ():
                 taken[network_values.prefix("subnet", wish.subnet)] = f"the network {record.name}"
         return taken
 
@@ -350,8 +371,13 @@ class Networks:
                 self._removing.discard(record.id)
         self._tell(record, "destroy")
 
-    async def prune(self, filters: Mapping[str, Sequence[str]] | None = None) -> builtins.list[str]:
-        """Remove those that no container is to be in and that pass the filters; their names."""
+    async def prune(
+        self, filters: Mapping[str, Sequence[str]] | None = None, *, dry: bool = False
+    ) -> builtins.list[str]:
+        """Remove those that no container is to be in and that pass the filters; their names.
+
+        *dry* removes nothing, and answers the same.
+        """
         for key in filters or {}:
             if key not in ("label", "label!", "until"):
                 raise InvalidError(f"invalid filter '{key[:40]}'")
@@ -360,11 +386,12 @@ class Networks:
             if record.predefined or self.wanting(record.id):
                 continue
             try:
-                await self.remove(record.id)
+                if not dry:
+                    await self.remove(record.id)
             except TareError:
                 continue  # used or removed meanwhile
             deleted.append(record.name)
-        if deleted:
+        if deleted and not dry:
             self._events.emit("network", "prune", "", {"reclaimed": "0"})
         return deleted
 

@@ -7,6 +7,7 @@ are no networks beside it: both need a bridge and a packet filter, and so root.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -42,6 +43,10 @@ class UserFabric:
     def unavailable(self) -> str:
         """Which program is missing; looked for each time, so that installing it is enough."""
         return uplink.unavailable()
+
+    def alone(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Nobody else sees the networks of this engine."""
+        return contextlib.nullcontext()
 
     def host_prefixes(self, own: Collection[str]) -> Sequence[Prefix]:
         """So that a container's address is none of the host's networks."""

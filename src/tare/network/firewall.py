@@ -217,6 +217,19 @@ def unavailable() -> str:
 _PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
 
 
+def sweep(tag: str) -> None:
+    """Delete what is left of the tables of the engine *tag*; no nft runs when there are none."""
+    table = table_name(tag)
+    try:
+        kernel = PacketFilter()
+    except OSError:
+        return  # a host without nftables has no tables
+    with contextlib.closing(kernel):
+        families = [f for f in ("inet", "bridge") if kernel.shape(nfnetlink.FAMILIES[f], table)]
+    if families:
+        _load("".join(f"delete table {family} {table}\n" for family in families))
+
+
 class Firewall:
     """The tables of the engine *tag* in the calling process's network namespace.
 
