@@ -19,7 +19,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, ClassVar, Final
 
 import pytest
 
@@ -389,6 +389,16 @@ def test_archives_are_unpacked_whatever_they_are_compressed_with(
 class Served(http.server.SimpleHTTPRequestHandler):
     """A directory, without a word on standard error."""
 
+    bodies = 0  # how many files were sent
+    paths: ClassVar[list[str]] = []
+
+    def send_head(self) -> io.BytesIO | BinaryIO | None:
+        """Count what is sent."""
+        found = super().send_head()
+        Served.bodies += found is not None
+        Served.paths.append(self.path)
+        return found
+
     def log_message(self, *_: object) -> None:
         """Nothing."""
 
@@ -427,6 +437,87 @@ def test_a_file_is_fetched_and_what_is_not_what_it_should_be_is_refused(
     assert builds.read("web:1", "d/f.txt") == "fetched"
     assert f"sha256:{digest}" in bad.error
     assert "404" in gone.error
+
+
+def test_a_file_that_its_server_vouches_for_is_not_fetched_again(
+    builds: Builds, web: tuple[Path, str]
+) -> None:
+    root, address = web
+    file = root / "again.txt"
+    file.write_text("first")
+    os.utime(file, (1_600_000_000, 1_600_000_000))
+    text = {"Dockerfile": f"FROM scratch\nADD {address}/again.txt /a\n"}
+    sent = Served.bodies
+
+    first = builds.build(text)
+    once = Served.bodies - sent
+    second = builds.build(text)
+    twice = Served.bodies - sent
+    other = builds.build({"Dockerfile": text["Dockerfile"] + f"ADD {address}/again.txt /b\n"})
+    file.write_text("other")
+    os.utime(file, (1_600_000_100, 1_600_000_100))
+    changed = builds.build(text, t="again:1")
+
+    assert first.id == second.id
+    assert (once, twice) == (1, 1)
+    assert not other.error, other.error
+    assert len(other.ran()) == 1
+    assert changed.ran()
+    assert builds.read("again:1", "a") == "other"
+
+
+def test_a_file_that_changed_just_now_is_fetched_again(
+    builds: Builds, web: tuple[Path, str]
+) -> None:
+    root, address = web
+    file = root / "now.txt"
+    file.write_text("first")
+    stamp = file.stat().st_mtime
+    text = {"Dockerfile": f"FROM scratch\nADD {address}/now.txt /a\n"}
+
+    builds.build(text)
+    file.write_text("other")
+    os.utime(file, (stamp, stamp))
+    changed = builds.build(text, t="now:1")
+
+    assert changed.ran()
+    assert builds.read("now:1", "a") == "other"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_a_branch_that_did_not_move_is_not_cloned_again(
+    builds: Builds, web: tuple[Path, str]
+) -> None:
+    root, address = web
+    work, bare = root / "work", root / "still.git"
+    user = ("-C", str(work), "-c", "user.name=t", "-c", "user.email=t@t")
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", *words], check=True, capture_output=True)
+
+    def commit(content: str) -> None:
+        (work / "f").write_text(content)
+        git("-C", str(work), "add", "-A")
+        git(*user, "commit", "-q", "-m", content)
+        git("-C", str(work), "push", "-q", str(bare), "main")
+        git("-C", str(bare), "update-server-info")
+
+    git("init", "-q", "-b", "main", str(work))
+    git("init", "-q", "--bare", "-b", "main", str(bare))
+    commit("first")
+    text = {"Dockerfile": f"FROM scratch\nADD {address}/still.git#main /r\n"}
+
+    first = builds.build(text)
+    asked = len(Served.paths)
+    second = builds.build(text)
+    paths = Served.paths[asked:]
+    commit("second")
+    third = builds.build(text, t="still:1")
+
+    assert first.id == second.id
+    assert not [path for path in paths if "/objects/" in path], "it was cloned again"
+    assert third.ran()
+    assert builds.read("still:1", "r/f") == "second"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

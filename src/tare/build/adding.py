@@ -35,7 +35,7 @@ from tare.build.placing import Placement
 from tare.build.selection import Selection, Source
 from tare.build.threads import in_thread
 from tare.build.tree import Tree
-from tare.errors import InvalidError
+from tare.errors import FailedError, InvalidError
 from tare.image.entry import Kind
 from tare.model.digest import Digest
 
@@ -74,17 +74,28 @@ async def add(stage: StageRun, instruction: Add, written: Instruction) -> None:
         digests.append(await in_thread(selection.digest))
     async with contextlib.AsyncExitStack() as closing:
         fetched: list[Fetched] = []
-        for text in remote:
-            found = await fetching.fetch(builder, instruction, text)
-            closing.callback(found.close)
-            fetched.append(found)
-            digests.append(found.digest)
-        parts = {
-            "instruction": _wish(instruction, destination, into=into),
-            "owner": "" if owner is None else f"{owner[0]}:{owner[1]}",
-            "files": " ".join(digests),
-            **base_of(stage, link=instruction.link),
-        }
+
+        async def fetch(*, anew: bool) -> None:
+            fetched.clear()
+            for text in remote:
+                found = await fetching.fetch(builder, instruction, text, anew=anew)
+                closing.callback(found.close)
+                fetched.append(found)
+
+        def parts_now() -> dict[str, str]:
+            return {
+                "instruction": _wish(instruction, destination, into=into),
+                "owner": "" if owner is None else f"{owner[0]}:{owner[1]}",
+                "files": " ".join((*digests, *(found.digest for found in fetched))),
+                **base_of(stage, link=instruction.link),
+            }
+
+        await fetch(anew=False)
+        parts = parts_now()
+        if any(found.selection is None for found in fetched) and not builder.knows(parts):
+            # It is what it was, but what was made of it is gone: the files are needed after all.
+            await fetch(anew=True)
+            parts = parts_now()
 
         def files() -> Mapping[str, str]:
             return described(selection) if selection is not None else {}
@@ -150,13 +161,16 @@ class _Adding:
 
     def remote(self, found: Fetched, unpack: bool | None, closing: contextlib.ExitStack) -> None:
         """What was fetched: a file, or a repository's files."""
-        for source in found.selection.sources:
+        selection = found.selection
+        if selection is None:
+            raise FailedError("what was fetched before is not kept any more: build again")
+        for source in selection.sources:
             if unpack and source.node.kind is Kind.FILE:
-                archive = self._archive(found.selection.tree, source.path, closing)
+                archive = self._archive(selection.tree, source.path, closing)
                 if archive is not None:
                     self._unpack(archive)
                     continue
-            self._copy(found.selection.tree, source)
+            self._copy(selection.tree, source)
 
     def _copy(self, tree: Tree, source: Source) -> None:
         self._placement.copy(Selection(tree, (source,)), self._destination, into=self._into)

@@ -449,6 +449,15 @@ class Builder:
         self._cached += 1
         return found
 
+    def knows(self, parts: Mapping[str, str]) -> bool:
+        """Whether a step of these parts need not be done."""
+        key = graph.key_of(parts)
+        found = None if self.request.no_cache else self.host.cache.find(key)
+        found = found or self._imported.get(key)
+        return found is not None and (
+            found.layer is None or self.host.store.has_layer(found.layer, self.lease)
+        )
+
     def keep(self, step: Step) -> None:
         """Remember what a step made."""
         if step.layer is not None:

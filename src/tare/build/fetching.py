@@ -7,6 +7,9 @@
    begin with ``-``. It runs as nobody, without the host's configuration, hooks, helpers and
    local protocols.
 
+What was fetched before is not fetched again while its server says that it is the same: by ETag or
+Last-Modified, by the commit that a branch or tag names, or because ``--checksum`` names it.
+
 Not for: registries (``image.registry``), or what becomes of the files (``adding``).
 """
 
@@ -16,12 +19,14 @@ import asyncio
 import contextlib
 import hashlib
 import ipaddress
+import json
 import os
 import posixpath
 import re
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -51,22 +56,46 @@ _SECONDS: Final = 600
 _NOBODY: Final = 65534
 _GIT_SECONDS: Final = 1800
 _DEPTH: Final = 8
+_SETTLED_NS: Final = 60 * 10**9
+_HEADER_MOST: Final = 1024
 _PIECE: Final = 1 << 20
 _MOST: Final = 1 << 40
 _METADATA: Final = ipaddress.ip_address("fd00:ec2::254")
 _SCP: Final = re.compile(r"[A-Za-z0-9_.-]+@[A-Za-z0-9_.-]+:[^\s:].*")
 _REF: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+@=-]{0,254}")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _HEX: Final = re.compile(r"[0-9a-f]{7,64}")
 _PROTOCOLS: Final = "http:https:git:ssh"
 
 
 @dataclass(slots=True)
 class Fetched:
-    """Files that were fetched, their digest, and how to let go of them."""
+    """Files that were fetched, their digest, and how to let go of them.
 
-    selection: Selection
+    ``selection`` is None where only the digest is known: they are what they were before.
+    """
+
+    selection: Selection | None
     digest: str
     close: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What an address gave before, and how its server is asked whether it still does."""
+
+    name: str
+    digest: str
+    etag: str = ""
+    modified: str = ""
+    """Last-Modified, where it was so long ago that a change would have moved it."""
+
+    @property
+    def question(self) -> dict[str, str]:
+        """The headers that make the answer 304 if nothing changed (RFC 9110, 13.1)."""
+        if self.etag:
+            return {"If-None-Match": self.etag}
+        return {"If-Modified-Since": self.modified} if self.modified else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,29 +138,82 @@ def git_address(text: str) -> GitAddress:
     return GitAddress(address, ref, directory.strip("/"))
 
 
-async def fetch(builder: Builder, instruction: Add, text: str) -> Fetched:
-    """Fetch one source of an ADD; InvalidError if it is not what ``--checksum`` says."""
+async def fetch(builder: Builder, instruction: Add, text: str, *, anew: bool = False) -> Fetched:
+    """Fetch one source of an ADD; InvalidError if it is not what ``--checksum`` says.
+
+    Without *anew* the answer may be only a digest, where what is there was fetched before.
+    """
+    anew = anew or builder.request.no_cache
     if is_git(text):
-        rules = IgnoreRules(instruction.exclude) if instruction.exclude else None
-        checkout = await clone(
-            builder,
-            git_address(text),
-            keep_git=bool(instruction.keep_git_dir),
-            checksum=instruction.checksum,
-        )
-        selection = select(
-            checkout.tree,
-            (checkout.directory or "/",),
-            excludes=lambda path: rules is not None and rules.ignores(os.fsdecode(path)),
-        )
-        digest = await in_thread(selection.digest)
-        return Fetched(selection, digest, checkout.close)
-    file = await download(builder, text, checksum=instruction.checksum)
-    builder.fetched[graph.without_password(text)] = ("sha256", file.digest)
-    selection = select(file.context, (file.name,))
+        return await _fetch_repository(builder, instruction, text, anew=anew)
+    record = f"fetched {hashlib.sha256(text.encode()).hexdigest()}"
+    known = None if anew else _recalled(builder.host.cache.digest(record), instruction.checksum)
+    if known is not None and (instruction.checksum or known.question):
+        same = bool(instruction.checksum)  # it is the one that is asked for: nobody need be asked
+        file = None if same else await _download(builder, text, "", known)
+    else:
+        file = await download(builder, text, checksum=instruction.checksum)
+    if file is None:
+        assert known is not None
+        name, content = known.name, known.digest
+    else:
+        name, content = file.name, file.digest
+        builder.host.cache.remember(record, _recorded(file))
+    builder.fetched[graph.without_password(text)] = ("sha256", content)
     # The time is not part of what it is, but its name is.
-    digest = hashlib.sha256(f"{file.name}\n{file.digest}".encode()).hexdigest()
-    return Fetched(selection, digest, file.context.close)
+    digest = hashlib.sha256(f"{name}\n{content}".encode()).hexdigest()
+    if file is None:
+        return Fetched(None, digest, lambda: None)
+    return Fetched(select(file.context, (name,)), digest, file.context.close)
+
+
+async def _fetch_repository(
+    builder: Builder, instruction: Add, text: str, *, anew: bool
+) -> Fetched:
+    address = git_address(text)
+    rules = IgnoreRules(instruction.exclude) if instruction.exclude else None
+
+    def record(commit: str) -> str:
+        return graph.key_of(
+            {
+                "repository": address.repository,
+                "commit": commit,
+                "directory": address.directory,
+                "git": str(bool(instruction.keep_git_dir)),
+                "exclude": json.dumps(instruction.exclude),
+            }
+        )
+
+    commit = "" if anew else await _commit_there(builder, address)
+    if commit.startswith(instruction.checksum) and commit:
+        digest = builder.host.cache.digest(record(commit))
+        if digest is not None:
+            builder.fetched[graph.without_password(address.repository)] = ("gitCommit", commit)
+            return Fetched(None, digest, lambda: None)
+    checkout = await clone(
+        builder, address, keep_git=bool(instruction.keep_git_dir), checksum=instruction.checksum
+    )
+    selection = select(
+        checkout.tree,
+        (checkout.directory or "/",),
+        excludes=lambda path: rules is not None and rules.ignores(os.fsdecode(path)),
+    )
+    digest = await in_thread(selection.digest)
+    builder.host.cache.remember(record(checkout.commit), digest)
+    return Fetched(selection, digest, checkout.close)
+
+
+def _recalled(text: str | None, checksum: str) -> _Known | None:
+    """What is known of an address, if it can be what *checksum* asks for."""
+    known = None if text is None else _Known(**json.loads(text))
+    if known is not None and checksum and checksum != f"sha256:{known.digest}":
+        return None
+    return known
+
+
+def _recorded(file: Downloaded) -> str:
+    known = {"name": file.name, "digest": file.digest}
+    return json.dumps({**known, "etag": file.etag, "modified": file.modified})
 
 
 # --- HTTP -----------------------------------------------------------------------------------------
@@ -145,6 +227,8 @@ class Downloaded:
     name: str
     digest: str
     kind: str = ""
+    etag: str = ""
+    modified: str = ""
 
 
 def refuse_address(address: str, host: str) -> None:
@@ -210,6 +294,15 @@ def _check_url(url: str) -> None:
 
 async def download(builder: Builder, url: str, *, checksum: str = "") -> Downloaded:
     """Download one file; MissingError, FailedError or InvalidError when that does not go well."""
+    file = await _download(builder, url, checksum, None)
+    assert file is not None
+    return file
+
+
+async def _download(
+    builder: Builder, url: str, checksum: str, known: _Known | None
+) -> Downloaded | None:
+    """The same; None if it is still what is *known* of it."""
     import aiohttp
 
     shown = graph.without_password(url)
@@ -217,9 +310,12 @@ async def download(builder: Builder, url: str, *, checksum: str = "") -> Downloa
     try:
         async with (
             _session() as session,
-            contextlib.aclosing(_answers(session, url, builder)) as answers,
+            contextlib.aclosing(_answers(session, url, builder, known)) as answers,
         ):
             async for response in answers:
+                if known is not None and response.status == 304:
+                    context.close()
+                    return None
                 return await _received(context, response, url, checksum)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         context.close()
@@ -232,14 +328,18 @@ async def download(builder: Builder, url: str, *, checksum: str = "") -> Downloa
 
 
 async def _answers(
-    session: ClientSession, url: str, builder: Builder
+    session: ClientSession, url: str, builder: Builder, known: _Known | None
 ) -> AsyncGenerator[ClientResponse, None]:
     """The one answer that is no redirect."""
     told = proxies(builder.request.build_args)
+    # Compressed on its way, it would not be the file that its digest is of.
+    headers = {"Accept-Encoding": "identity"} | (known.question if known is not None else {})
     for _ in range(_REDIRECTS + 1):
         _check_url(url)
         proxy = told.get(f"{urlsplit(url).scheme}_proxy") or None
-        async with session.get(url, allow_redirects=False, proxy=proxy) as response:
+        async with session.get(
+            url, allow_redirects=False, proxy=proxy, headers=headers
+        ) as response:
             if response.status not in (301, 302, 303, 307, 308):
                 yield response
                 return
@@ -271,7 +371,16 @@ async def _received(
             f"{shown} is not what it should be: its digest is sha256:{digest}, expected {checksum}"
         )
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    return Downloaded(context, name, digest, kind)
+    # Seconds are what Last-Modified counts in: what changed just now may change unseen.
+    settled = 0 < mtime_ns < time.time_ns() - _SETTLED_NS
+    return Downloaded(
+        context,
+        name,
+        digest,
+        kind,
+        etag=response.headers.get("ETag", "")[:_HEADER_MOST],
+        modified=response.headers.get("Last-Modified", "") if settled else "",
+    )
 
 
 def _file_name(response: ClientResponse, url: str) -> str:
@@ -308,11 +417,7 @@ async def clone(
     builder: Builder, address: GitAddress, *, keep_git: bool = False, checksum: str = ""
 ) -> Checkout:
     """Clone as little as is needed and check it out; FailedError with what git said."""
-    git = shutil.which("git")
-    if git is None:
-        raise FailedError(
-            "git is not installed: a repository cannot be fetched", hint="apt-get install git"
-        )
+    git = _git_program()
     await _check_host(address.repository)
     # Not below the state directory: git runs as nobody, who may not pass through that.
     place = Path(tempfile.mkdtemp(prefix=builder.host.cache.public_prefix))
@@ -364,19 +469,55 @@ async def _check_host(repository: str) -> None:
         refuse_address(str(answer[4][0]), host)
 
 
+def _git_program() -> str:
+    git = shutil.which("git")
+    if git is None:
+        raise FailedError(
+            "git is not installed: a repository cannot be fetched", hint="apt-get install git"
+        )
+    return git
+
+
+def _git_at(git: str, place: Path) -> tuple[Path, _Git]:
+    """An empty directory below *place* for a repository, and git that works in it."""
+    work, home = place / "work", place / "home"
+    for path in (work, home):
+        path.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            os.chown(path, _NOBODY, _NOBODY)
+    if os.geteuid() == 0:
+        place.chmod(0o711)
+    return work, _Git(git, work, home)
+
+
+async def _commit_there(builder: Builder, address: GitAddress) -> str:
+    """The commit that the repository has under the name that is asked for; "" if it is unclear."""
+    ref = address.ref or "HEAD"
+    if _COMMIT.fullmatch(ref):
+        return ref
+    git = _git_program()
+    await _check_host(address.repository)
+    place = Path(tempfile.mkdtemp(prefix=builder.host.cache.public_prefix))
+    try:
+        _, run = _git_at(git, place)
+        told = await run("ls-remote", "--quiet", "--", address.repository, ref, f"{ref}^{{}}")
+    except FailedError:
+        return ""  # fetching will say what is wrong
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    found = {name: commit for commit, _, name in (x.partition("\t") for x in told.splitlines())}
+    for name in (ref, f"refs/{ref}", f"refs/tags/{ref}", f"refs/heads/{ref}"):  # as git fetch does
+        commit = found.get(f"{name}^{{}}") or found.get(name, "")
+        if _COMMIT.fullmatch(commit):
+            return commit
+    return ""
+
+
 async def _checked_out(
     git: str, place: Path, address: GitAddress, *, keep_git: bool
 ) -> tuple[Path, str]:
     """Fetch the one commit, check it out; the directory and the commit's id."""
-    work = place / "work"
-    work.mkdir(mode=0o700)
-    home = place / "home"
-    home.mkdir(mode=0o700)
-    if os.geteuid() == 0:
-        for path in (work, home):
-            os.chown(path, _NOBODY, _NOBODY)
-        place.chmod(0o711)
-    run = _Git(git, work, home)
+    work, run = _git_at(git, place)
     await run("init", "--quiet", "--template=", ".")
     ref = address.ref or "HEAD"
     try:
