@@ -224,7 +224,7 @@ def test_a_container_that_joins_another_shares_its_network_and_ids(bench: Run) -
 
 def test_a_killed_keeper_takes_nothing_along_and_the_next_one_knows_the_end(bench: Run) -> None:
     async def body(b: Bench) -> None:
-        quiet = await b.start("sh", "-c", "sleep 0.3; echo late; exit 9")
+        quiet = await b.start("sh", "-c", "sleep 2; echo late; exit 9")
         talking = await b.start("sh", "-c", "cat; echo done; exit 4", open_stdin=True)
         old = b.keeper_pid()
 
