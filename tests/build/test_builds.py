@@ -439,6 +439,17 @@ def test_a_file_is_fetched_and_what_is_not_what_it_should_be_is_refused(
     assert "404" in gone.error
 
 
+def test_what_base_images_set_and_are_made_for_is_known_to_the_checks(builds: Builds) -> None:
+    builds.build({"Dockerfile": "FROM busybox\nENV SAID=1\n"}, t="knows:1")
+    text = "FROM knows:1\nENV A=$SAID$PATH B=$UNHEARD\n"
+
+    done = builds.build({"Dockerfile": text})
+
+    assert "Usage of undefined variable '$UNHEARD'" in done.text
+    assert "$SAID" not in done.text.partition("Usage of")[2].partition("Step ")[0].splitlines()[0]
+    assert done.text.count("Usage of undefined variable") == 1
+
+
 def test_a_file_that_its_server_vouches_for_is_not_fetched_again(
     builds: Builds, web: tuple[Path, str]
 ) -> None:

@@ -51,7 +51,8 @@ def test_a_rule_tells_of_what_breaks_it_and_of_nothing_else(case: dict[str, Any]
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {case["rule"] for case in CASES} | {"CopyIgnoredFile"} == set(checks.RULES)
+    others = {"CopyIgnoredFile", "InvalidBaseImagePlatform"}  # they need more than the file
+    assert {case["rule"] for case in CASES} | others == set(checks.RULES)
 
 
 def test_every_rule_is_in_the_documentation() -> None:
@@ -174,3 +175,12 @@ def test_advice_never_raises(steps: list[str], patterns: list[str]) -> None:
     except DockerfileError:
         return
     checks.check(dockerfile, IgnoreRules(patterns))
+
+
+def test_a_base_image_of_another_platform_is_named() -> None:
+    dockerfile = parse(b"FROM a:1\nFROM --platform=$BUILDPLATFORM a:1\n")
+
+    found = checks.check(dockerfile, foreign={"a:1": 'platform "linux/arm64"'})
+
+    told = [(f.lines.first if f.lines else 0, f.text) for f in found if "Platform" in f.name]
+    assert told == [(1, 'Base image a:1 was pulled with platform "linux/arm64"')]

@@ -3,8 +3,6 @@
 `check` reads nothing but the file and, where given, the ignore rules. ``# check=skip=NAME`` at
 the top, or in a comment right above an instruction, is honoured; rules in `OPTIONAL` are told
 only where ``# check=experimental=NAME`` asks for them. Our own rules are in `advice`.
-
-BuildKit's InvalidBaseImagePlatform needs the base image: it is the executor's.
 """
 
 from __future__ import annotations
@@ -82,6 +80,7 @@ _BUILDKIT: Final = {
         "default behavior"
     ),
     "SecretsUsedInArgOrEnv": "Sensitive data should not be used in the ARG or ENV commands",
+    "InvalidBaseImagePlatform": "Base image platform does not match expected target platform",
     "InvalidDefaultArgInFrom": (
         "Default value for global ARG results in an empty or invalid base image name"
     ),
@@ -114,13 +113,15 @@ def check(
     *,
     build_args: Mapping[str, str] = MappingProxyType({}),
     environments: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    foreign: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Finding, ...]:
     """What is unwise in *dockerfile*, its own ``warnings`` among it, by line. Never raises.
 
     *environments* are the variables of base images by the name in FROM. Without a base's a
     variable that nothing here sets may come from it, so only what looks like a slip is told.
+    *foreign* says of base images that they are of another platform, and of which in what words.
     """
-    checker = _Checker(dockerfile, ignore, build_args, environments)
+    checker = _Checker(dockerfile, ignore, build_args, environments, foreign)
     notes = list(checker.notes())
     found = {_finding(note): None for note in notes if _wanted(dockerfile, note)}
     skip = dockerfile.directives.check.skip
@@ -154,11 +155,13 @@ class _Checker:
         ignore: IgnoreRules | None,
         build_args: Mapping[str, str],
         environments: Mapping[str, Mapping[str, str]],
+        foreign: Mapping[str, str],
     ) -> None:
         self._dockerfile = dockerfile
         self._ignore = ignore
         self._build_args = build_args
         self._environments = environments
+        self._foreign = foreign
         self._arguments = self._global_arguments(build_args)
         self._defaults = self._global_arguments({})
         self._searches = 0
@@ -215,6 +218,9 @@ class _Checker:
         image = self._word(start.image, start)
         if image is not None:
             yield from self._undeclared(image, start)
+            if image.text in self._foreign and not start.platform:
+                text = f"Base image {image.text} was pulled with {self._foreign[image.text]}"
+                yield Note("InvalidBaseImagePlatform", start.place, text)
             default = self._word(start.image, start, self._defaults)
             if default is not None and not self._names_a_base(default.text, stage):
                 text = (

@@ -51,7 +51,7 @@ from tare.build.request import (
     Warned,
 )
 from tare.build.selection import select
-from tare.build.stage import Made, StageRun, StepError
+from tare.build.stage import DEFAULT_PATH, Made, StageRun, StepError
 from tare.build.threads import in_thread
 from tare.build.tree import DirectoryTree, Tree
 from tare.errors import InvalidError, MissingError, TareError, UnsupportedError
@@ -164,7 +164,7 @@ class Builder:
         self.total = sum(
             1 + len(planned.stage.instructions) for planned in self._planned.stages.values()
         )
-        self._warn()
+        await in_thread(self._warn)
         if request.check_only:
             return Built(id=None)
         for name in request.cache_from:
@@ -269,7 +269,14 @@ class Builder:
     def _warn(self) -> None:
         from tare.build.checks import check
 
-        found = check(self.dockerfile, self.ignore)
+        environments, foreign = self._known_bases()
+        found = check(
+            self.dockerfile,
+            self.ignore,
+            build_args=self.request.build_args,
+            environments=environments,
+            foreign=foreign,
+        )
         source = self.dockerfile.source
         for finding in found:
             excerpt = marked(source, finding.lines) if finding.lines is not None else ""
@@ -279,6 +286,28 @@ class Builder:
                 f"lint violation found for rules: {', '.join(sorted({f.name for f in found}))}",
                 hint="the Dockerfile says so: # check=error=true",
             )
+
+    def _known_bases(self) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+        """Of the base images that are here: their variables, and which are for other hosts."""
+        environments: dict[str, dict[str, str]] = {}
+        foreign: dict[str, str] = {}
+        own = self.host.platform
+        for planned in self._planned.stages.values():
+            name = planned.base.image
+            if planned.parent is not None or name == graph.SCRATCH:
+                continue
+            try:
+                config = self.host.store.get(name).config
+            except TareError:
+                continue  # it will be pulled, or be missed
+            environments[name] = {
+                "PATH": DEFAULT_PATH,
+                **dict(item.partition("=")[::2] for item in config.env),
+            }
+            if (config.os, config.architecture) != (own.os, own.architecture):
+                there = oci.Platform(config.os, config.architecture, config.variant)
+                foreign[name] = f'platform "{there}", expected "{own}" for current build'
+        return environments, foreign
 
     async def _first_failure(self, target: asyncio.Task[Made]) -> Made:
         """The target's result, or the first error of any stage, as soon as there is one."""
