@@ -108,6 +108,8 @@ def select(words: Iterable[str], benchmark: str) -> frozenset[str]:
 
 
 def _means(check: Check, word: str, benchmark: str) -> bool:
+    if not word:
+        return False
     own = number(check, benchmark)
     plain = word.removeprefix("check_").replace("_", ".") if word.startswith("check_") else word
     if word in ("level1", "level2"):

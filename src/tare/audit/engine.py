@@ -218,7 +218,9 @@ def _authorization(facts: Facts) -> Item:
         return finding.note("the engine's socket could not be looked at")
     mode = f"{status.st_mode & 0o777:04o}"
     at = Evidence(facts.places.socket, f"{mode} {status.st_uid}:{status.st_gid}")
-    if not status.st_mode & 0o066:
+    if status.st_mode & 0o006:
+        return finding.warn("every user may do everything that root may", at)
+    if not status.st_mode & 0o060:
         return finding.ok("nobody but the engine's own user may connect", at)
     group = facts.view.group_name(status.st_gid)
     _, members = facts.view.groups().get(group, (0, ()))
