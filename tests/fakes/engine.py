@@ -117,6 +117,9 @@ class Images:
     async def list(self) -> list[Image]:
         return [IMAGE]
 
+    async def weigh(self) -> tuple[int, dict[str, int]]:
+        return IMAGE.size, {str(IMAGE.id): IMAGE.size}
+
 
 class Trust:
     """Nothing was set up."""

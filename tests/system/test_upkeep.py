@@ -218,3 +218,49 @@ def test_a_pinned_name_is_kept_from_prune_and_from_rmi(engine: Engine, host: str
     engine.out("tag", "kept:1", "busybox")
     engine.out("rmi", "kept:1")
     assert engine.out("image", "pin") == ""
+
+
+def test_a_dry_run_says_what_would_go_and_takes_nothing(
+    engine: Engine, host: str, tmp_path: Path
+) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN dd if=/dev/zero of=/x bs=1M count=2\n")
+    engine.out("build", "-q", "-t", "dry:1", str(tmp_path))
+    engine.out("run", "--name", "stopped", "dry:1", "true")
+    engine.out("volume", "create", "named")
+    before = engine.out("system", "df", "--format", "json")
+
+    said = [
+        engine.out("container", "prune", "--dry-run"),
+        engine.out("image", "prune", "-a", "--dry-run"),
+        engine.out("volume", "prune", "-a", "--dry-run"),
+        engine.out("builder", "prune", "-a", "--dry-run"),
+        engine.out("network", "prune", "--dry-run"),
+    ]
+    whole = engine.out("system", "prune", "-a", "--dry-run", "--volumes")
+    after = engine.out("system", "df", "--format", "json")
+
+    identity = engine.out("ps", "-aq", "--no-trunc", "-f", "name=stopped")
+    assert after == before
+    assert identity in said[0] and "named" in said[2]
+    assert "dry:1" not in said[1], "a container has it"
+    assert "untagged: dry:1" in whole, "and would not have it any more"
+    assert all("that would be reclaimed" in words for words in said[:4])
+    engine.out("container", "prune", "-f")
+    engine.out("volume", "prune", "-af")
+
+
+def test_the_tables_of_df_count_what_is_shared_once(
+    engine: Engine, host: str, tmp_path: Path
+) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN dd if=/dev/zero of=/x bs=1M count=3\n")
+    engine.out("build", "-q", "-t", "shared:1", str(tmp_path))
+
+    verbose = engine.out("system", "df", "-v")
+    usage = json.loads(engine.out("system", "df", "-v", "--format", "json"))
+
+    row = next(line.split() for line in verbose.splitlines() if line.startswith("shared "))
+    assert row[1] == "1" and row[-2] == "3.15MB"
+    assert "Local Volumes space usage:" in verbose and "Build cache usage:" in verbose
+    sizes = [one["Size"] for one in usage["Images"]]
+    assert usage["LayersSize"] < sum(sizes)
+    engine.out("rmi", "shared:1")

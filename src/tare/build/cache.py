@@ -309,12 +309,18 @@ class Cache:
         return sorted(found, key=lambda entry: entry.used_ns)
 
     def prune(
-        self, *, everything: bool = False, until_ns: int | None = None, keep_bytes: int = 0
+        self,
+        *,
+        everything: bool = False,
+        until_ns: int | None = None,
+        keep_bytes: int = 0,
+        dry: bool = False,
     ) -> Pruned:
         """Forget what was not used for longest, until no more than *keep_bytes* are kept.
 
         Without *everything* steps stay whose layer is in an image: they cost next to nothing.
         *until_ns* takes only what was not used since. What a running build uses stays.
+        *dry* forgets nothing, and answers about the same.
         """
         entries = self.entries()
         total = sum(entry.size for entry in entries)
@@ -326,20 +332,40 @@ class Cache:
             if until_ns is not None and entry.used_ns >= until_ns:
                 continue
             if entry.kind == "mount":
-                if not self._remove_mount(entry.id):
+                if self._busy[entry.id] if dry else not self._remove_mount(entry.id):
                     continue
                 freed = entry.size
             else:
                 if not everything and entry.layer is not None and self._store.uses(entry.layer):
                     continue
-                freed = self._forget(entry)
+                freed = self._would_free(entry) if dry else self._forget(entry)
             deleted.append(entry.id)
             reclaimed += freed
             total -= entry.size
         with self._lock:
-            if everything and until_ns is None and not keep_bytes:
+            if everything and until_ns is None and not keep_bytes and not dry:
                 self._database.execute("DELETE FROM digests")
         return Pruned(tuple(deleted), reclaimed)
+
+    def layers(self) -> frozenset[Digest]:
+        """The layers that the cache keeps, by one lease of each."""
+        with self._lock:
+            return frozenset(self._leases)
+
+    def let_go(self, layers: Iterable[Digest]) -> int:
+        """Forget every step that made one of these layers; the bytes that freed."""
+        wanted = {layer.hex for layer in layers}
+        with self._lock:
+            rows = self._database.execute("SELECT key, layer FROM steps").fetchall()
+            doomed = [(key,) for key, layer in rows if layer in wanted]
+            self._database.executemany("DELETE FROM steps WHERE key = ?", doomed)
+            leases = [self._leases.pop(layer, None) for layer in layers]
+        return sum(self._store.discard(lease) for lease in leases if lease is not None)
+
+    def _would_free(self, entry: Entry) -> int:
+        if entry.layer is None or self._store.uses(entry.layer):
+            return 0
+        return entry.size
 
     def _forget(self, entry: Entry) -> int:
         with self._lock:

@@ -124,12 +124,23 @@ class Builds:
         return await asyncio.to_thread(self.cache.entries)
 
     async def prune(
-        self, *, everything: bool = False, until_ns: int | None = None, keep_bytes: int = 0
+        self,
+        *,
+        everything: bool = False,
+        until_ns: int | None = None,
+        keep_bytes: int = 0,
+        dry: bool = False,
     ) -> Pruned:
-        """Let the cache forget; what it alone kept is deleted."""
+        """Let the cache forget; what it alone kept is deleted. *dry* only says what that is."""
         pruned = await asyncio.to_thread(
-            self.cache.prune, everything=everything, until_ns=until_ns, keep_bytes=keep_bytes
+            self.cache.prune,
+            everything=everything,
+            until_ns=until_ns,
+            keep_bytes=keep_bytes,
+            dry=dry,
         )
+        if dry:
+            return pruned
         self._core.events.emit("builder", "prune", "", {"reclaimed": str(pruned.reclaimed)})
         return pruned
 

@@ -34,6 +34,10 @@
     [trust]
     look-alikes = "warn"               # of names that resemble others: off, warn or refuse
 
+    [images]
+    quota = "20G"                      # all layers together; the longest unused go, see `image pin`
+    reserve = "256M"                   # below so much free disk no container is started
+
     [metrics]
     listen = "127.0.0.1:9323"          # GET /metrics for Prometheus, and nothing else
 
@@ -47,6 +51,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterable
@@ -61,6 +66,8 @@ from tare.image.registry_store.settings import LISTEN, ServeSettings, parse_list
 from tare.model.networking import BRIDGE, NONE, NetworkSettings
 
 NAME: Final = "config.toml"
+DEFAULT_RESERVE: Final = 64 << 20
+_SIZE: Final = re.compile("([0-9]{1,9})([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _LIMIT: Final = 256 << 10
 _DOCKER_CERTIFICATES: Final = Path("/etc/docker/certs.d")
 Step = str | int
@@ -76,6 +83,10 @@ class Config:
     network: NetworkSettings = field(default_factory=NetworkSettings)
     look_alikes: str = "warn"
     """What becomes of names that resemble others: off, warn or refuse."""
+    images_quota: int = 0
+    """Bytes of all layers together; 0 is no bound."""
+    reserve: int = DEFAULT_RESERVE
+    """Bytes that must be free on the disk of the state for a container to start."""
     metrics: tuple[str, int] | None = None
     """Where figures for Prometheus are served by TCP, if anywhere."""
 
@@ -135,6 +146,16 @@ class Table:
         if not least <= value <= most:
             self.refuse(name, f"must be from {least} to {most}, not {value}")
         return value
+
+    def size(self, name: str, default: int) -> int:
+        """A number of bytes: ``"20G"``, ``"512M"``, ``"0"``."""
+        text = self.text(name)
+        if not text:
+            return default
+        found = _SIZE.fullmatch(text)
+        if found is None:
+            self.refuse(name, f"is {text[:40]!a}, which is no size like 20G or 512M")
+        return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[found[2].upper()]
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of strings."""
@@ -393,6 +414,14 @@ def _trust(config: Config, table: Table) -> Config:
     return replace(config, look_alikes=word)
 
 
+def _images(config: Config, table: Table) -> Config:
+    return replace(
+        config,
+        images_quota=table.size("quota", 0),
+        reserve=table.size("reserve", DEFAULT_RESERVE),
+    )
+
+
 def _metrics(config: Config, table: Table) -> Config:
     text = table.text("listen")
     if not text:
@@ -407,6 +436,7 @@ _TABLES: Final[dict[str, Callable[[Config, Table], Config]]] = {
     "registries": _registries,
     "registry": _served,
     "network": _network,
+    "images": _images,
     "metrics": _metrics,
     "trust": _trust,
 }

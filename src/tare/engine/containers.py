@@ -375,8 +375,13 @@ class Containers(Copying):
             if left is not None:
                 self._lifecycle.dispose(left)
 
-    async def prune(self, filters: Mapping[str, Sequence[str]] | None = None) -> Pruned:
-        """Remove all that do not run and pass the filters ``until``, ``label`` and ``label!``."""
+    async def prune(
+        self, filters: Mapping[str, Sequence[str]] | None = None, *, dry: bool = False
+    ) -> Pruned:
+        """Remove all that do not run and pass the filters ``until``, ``label`` and ``label!``.
+
+        *dry* removes nothing, and answers the same.
+        """
         tests = _prune_tests(filters or {})
         deleted: builtins.list[str] = []
         reclaimed = 0
@@ -385,12 +390,13 @@ class Containers(Copying):
                 continue
             try:
                 size = (await self.sizes(record.id))[0]
-                await self.remove(record.id)
+                if not dry:
+                    await self.remove(record.id)
             except TareError:
                 continue  # started or removed meanwhile: not ours any more
             deleted.append(record.id)
             reclaimed += size
-        if deleted:
+        if deleted and not dry:
             self._core.events.emit("container", "prune", "", {"reclaimed": str(reclaimed)})
         return Pruned(deleted=tuple(deleted), reclaimed=reclaimed)
 

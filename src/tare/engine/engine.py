@@ -36,6 +36,7 @@ from tare.engine.health import Checks
 from tare.engine.ids import Blocks, Rest
 from tare.engine.images import Images
 from tare.engine.ledger import Ledger
+from tare.engine.keeping import Keeping
 from tare.engine.lifecycle import Lifecycle
 from tare.engine.limits import Abilities
 from tare.engine.networks import Networks
@@ -153,6 +154,9 @@ class Engine:
         self._checks = Checks(store, self._lifecycle, self.execs)
         self._core = core
         self.builds = Builds(core, images, self.registries)
+        self.keeping = Keeping(
+            self.images, images, self.builds.cache, quota=self.config.images_quota
+        )
         self._housekeeping: asyncio.Task[None] | None = None
 
     @classmethod
@@ -262,6 +266,7 @@ class Engine:
             await asyncio.to_thread(self.ledger.sync)
             await self.registries.keep_house()
             await self.budgets.keep_house()
+            await self.keeping.keep_house()
 
 
 def erofs_from_files() -> bool:

@@ -58,6 +58,12 @@ class Images:
         self._known: dict[str, Image] = {}
         self._layers: dict[str, list[Path]] = {}
         self._generation = 0
+        self._changing = 0
+
+    @property
+    def generation(self) -> int:
+        """Changes whenever the store does."""
+        return self._generation
 
     # --- who uses what ------------------------------------------------------------------------
 
@@ -87,7 +93,8 @@ class Images:
 
     async def get(self, ref: str) -> Image:
         """An image by name, id or unique id prefix; MissingError."""
-        found = self._known.get(ref)
+        # While something may be deleted only the store knows: it makes us wait for the end of that.
+        found = None if self._changing else self._known.get(ref)
         if found is not None:
             return found
         generation = self._generation
@@ -180,13 +187,19 @@ class Images:
         filters: Mapping[str, Iterable[str]] | None = None,
         *,
         dry: bool = False,
+        without: Collection[str] = (),
     ) -> tuple[builtins.list[Removed], int]:
         """Delete those without a name (or all) that no container uses; the bytes freed.
 
-        *dry* deletes nothing, and answers the same.
+        *dry* deletes nothing, and answers the same; as if the containers *without* were gone.
         """
+
+        def in_use(digest: Digest) -> builtins.list[str]:
+            found = self._in_use(digest)
+            return [user for user in found if user not in without] if dry else found
+
         removed, freed = await self._change(
-            lambda: self._store.prune(dangling_only, self._in_use, filters, dry=dry)
+            lambda: self._store.prune(dangling_only, in_use, filters, dry=dry)
         )
         if dry:
             return removed, freed
@@ -331,9 +344,11 @@ class Images:
     # --- inside -------------------------------------------------------------------------------
 
     async def _change(self, work: Callable[[], _T]) -> _T:
+        self._changing += 1
         try:
             return await asyncio.to_thread(work)
         finally:
+            self._changing -= 1
             self._forget()
 
     async def _change_from(

@@ -276,20 +276,27 @@ class Volumes:
         if record.spec.auto_remove and any(m.anonymous for m in record.spec.mounts):
             self._spawn(self.drop_anonymous(record))
 
-    async def prune(self, filters: Mapping[str, Sequence[str]], *, everything: bool) -> Pruned:
-        """Remove the anonymous volumes that no container has; with *everything* named ones too."""
+    async def prune(
+        self, filters: Mapping[str, Sequence[str]], *, everything: bool, dry: bool = False
+    ) -> Pruned:
+        """Remove the anonymous volumes that no container has; with *everything* named ones too.
+
+        *dry* removes nothing, and answers the same.
+        """
         chosen = [one for one in self.listed(filters) if not one.users]
         if not everything:
             chosen = [one for one in chosen if one.volume.anonymous]
         deleted, reclaimed = [], 0
         for one in await self.sized(chosen):
             try:
-                await self.remove(one.volume.name)
+                if not dry:
+                    await self.remove(one.volume.name)
             except (ConflictError, MissingError):
                 continue  # used or removed meanwhile
             deleted.append(one.volume.name)
             reclaimed += max(one.size, 0)
-        self._events.emit("volume", "prune", "", {"reclaimed": str(reclaimed)})
+        if not dry:
+            self._events.emit("volume", "prune", "", {"reclaimed": str(reclaimed)})
         return Pruned(deleted=tuple(deleted), reclaimed=reclaimed)
 
     # --- containers ---------------------------------------------------------------------------

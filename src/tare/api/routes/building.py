@@ -110,6 +110,7 @@ async def _prune(call: Call) -> web.StreamResponse:
         everything=call.flag("all"),
         until_ns=until,
         keep_bytes=int(keep) if keep.isascii() and keep.isdigit() else 0,
+        dry=call.flag("dry-run"),
     )
     return answer({"CachesDeleted": list(pruned.deleted), "SpaceReclaimed": pruned.reclaimed})
 

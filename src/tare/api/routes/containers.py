@@ -149,7 +149,9 @@ def exit_body(ended: ExitInfo) -> dict[str, object]:
 
 
 async def _prune(call: Call) -> web.StreamResponse:
-    pruned = await call.engine.containers.prune(call.filters("until", "label", "label!"))
+    pruned = await call.engine.containers.prune(
+        call.filters("until", "label", "label!"), dry=call.flag("dry-run")
+    )
     return answer({"ContainersDeleted": list(pruned.deleted), "SpaceReclaimed": pruned.reclaimed})
 
 

@@ -86,7 +86,10 @@ async def _prune(call: Call) -> web.StreamResponse:
     wanted = call.filters("dangling", "until", "label", "label!")
     dangling = all(word.lower() not in ("0", "false") for word in wanted.get("dangling", ()))
     removed, freed = await call.engine.images.prune(
-        dangling, {name: values for name, values in wanted.items() if name != "dangling"}
+        dangling,
+        {name: values for name, values in wanted.items() if name != "dangling"},
+        dry=call.flag("dry-run"),
+        without=[name for text in call.query.getall("without", []) for name in text.split(",")],
     )
     deleted = [{one.kind.capitalize(): one.name} for one in removed]
     return answer({"ImagesDeleted": deleted or None, "SpaceReclaimed": freed})

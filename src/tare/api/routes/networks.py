@@ -62,7 +62,9 @@ async def _remove(call: Call) -> web.StreamResponse:
 
 
 async def _prune(call: Call) -> web.StreamResponse:
-    deleted = await call.engine.networks.prune(call.filters("label", "label!", "until"))
+    deleted = await call.engine.networks.prune(
+        call.filters("label", "label!", "until"), dry=call.flag("dry-run")
+    )
     return answer({"NetworksDeleted": deleted})
 
 

@@ -56,13 +56,17 @@ async def _df(call: Call) -> web.StreamResponse:
         one = container.summary(record)
         one["SizeRw"], one["SizeRootFs"] = await call.engine.containers.sizes(record.id)
         containers.append(one)
+    weight, unique = await call.engine.images.weigh() if images else (0, {})
+    shown = [image.summary(found, used.count(str(found.id))) for found in images]
+    for found, one in zip(images, shown, strict=True):
+        one["SharedSize"] = found.size - unique.get(str(found.id), found.size)
     listed = call.engine.volumes.listed() if "volume" in kinds else []
     volumes = await call.engine.volumes.sized(listed)
     kept = await call.engine.builds.entries() if "build-cache" in kinds else []
     return answer(
         {
-            "LayersSize": sum(found.size for found in images),
-            "Images": [image.summary(found, used.count(str(found.id))) for found in images],
+            "LayersSize": weight,
+            "Images": shown,
             "Containers": containers,
             "Volumes": [wire_volume.status(one) for one in volumes],
             "BuildCache": [building.kept(one) for one in kept],

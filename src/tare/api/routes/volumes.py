@@ -46,7 +46,9 @@ async def _prune(call: Call) -> web.StreamResponse:
         if word.lower() not in ("0", "1", "true", "false", "t", "f"):
             raise InvalidError(f"invalid filter 'all={word[:40]}'")
         everything = everything or word.lower() in ("1", "true", "t")
-    pruned = await call.engine.volumes.prune(wanted, everything=everything)
+    pruned = await call.engine.volumes.prune(
+        wanted, everything=everything, dry=call.flag("dry-run")
+    )
     return answer(
         {"VolumesDeleted": list(pruned.deleted) or None, "SpaceReclaimed": pruned.reclaimed}
     )

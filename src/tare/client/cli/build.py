@@ -347,7 +347,8 @@ class _Output:
 
 def _prune(daemon: Daemon, flags: Flags, _arguments: list[str]) -> int:
     which = "all build cache" if flags.flag("all") else "build cache that no image uses"
-    if not flags.flag("force") and not confirmed(f"WARNING! This will remove {which}."):
+    dry = flags.flag("dry-run")
+    if not (dry or flags.flag("force")) and not confirmed(f"WARNING! This will remove {which}."):
         say("Nothing was removed.")
         return 1
     from tare.client.cli.ps import filters
@@ -357,12 +358,15 @@ def _prune(daemon: Daemon, flags: Flags, _arguments: list[str]) -> int:
         "all": flags.flag("all"),
         "filters": filters(flags.list("filter")),
         "keep-storage": str(units.size(keep)) if keep else "",
+        "dry-run": dry,
     }
     answer = daemon.call("POST", target("/build/prune", query))
     deleted = document.strings(answer, "CachesDeleted")
     if deleted:
-        write_out(("Deleted build cache:\n" + "\n".join(deleted) + "\n\n").encode())
-    say(f"Total reclaimed space: {units.human_size(number(answer, 'SpaceReclaimed'))}")
+        head = "Build cache that would go:\n" if dry else "Deleted build cache:\n"
+        write_out((head + "\n".join(deleted) + "\n\n").encode())
+    word = "that would be reclaimed" if dry else "reclaimed space"
+    say(f"Total {word}: {units.human_size(number(answer, 'SpaceReclaimed'))}")
     return 0
 
 
@@ -415,6 +419,7 @@ COMMANDS = {
         _prune,
         {
             "all": ("a", "bool", "What images use, too"),
+            "dry-run": ("n", "bool", "Only say what would go"),
             "filter": ("", "filter", "Only what was not used for so long (until=24h)"),
             "force": ("f", "bool", "Do not ask"),
             "keep-storage": ("", "bytes", "Keep so much, the last used first"),

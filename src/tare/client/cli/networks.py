@@ -188,21 +188,27 @@ def _disconnect(daemon: Daemon, flags: Flags, arguments: list[str]) -> int:
     return 0
 
 
-def prune(daemon: Daemon, words: list[str]) -> None:
-    """Remove networks that no container is to be in, and say which."""
-    answer = daemon.call("POST", target("/networks/prune", {"filters": filters(words)}))
+def prune(daemon: Daemon, words: list[str], *, dry: bool = False) -> None:
+    """Remove networks that no container is to be in, and say which; *dry* only says it."""
+    query: dict[str, str | int | bool] = {"filters": filters(words), "dry-run": dry}
+    answer = daemon.call("POST", target("/networks/prune", query))
     deleted = document.strings(answer, "NetworksDeleted")
     if deleted:
-        say("Deleted Networks:\n" + "\n".join(deleted) + "\n")
+        say(
+            ("Networks that would go:\n" if dry else "Deleted Networks:\n")
+            + "\n".join(deleted)
+            + "\n"
+        )
 
 
 def _prune(daemon: Daemon, flags: Flags, _arguments: list[str]) -> int:
-    if not flags.flag("force") and not confirmed(
+    dry = flags.flag("dry-run")
+    if not (dry or flags.flag("force")) and not confirmed(
         "WARNING! This will remove all custom networks not used by at least one container."
     ):
         say("Nothing was removed.")
         return 1
-    prune(daemon, flags.list("filter"))
+    prune(daemon, flags.list("filter"), dry=dry)
     return 0
 
 
@@ -300,6 +306,7 @@ COMMANDS = {
         "Remove all networks that no container is to be in",
         _prune,
         {
+            "dry-run": ("n", "bool", "Only say what would go"),
             "filter": ("", "filter", "Only those for which NAME=VALUE (label=a=b, until=24h)"),
             "force": ("f", "bool", "Do not ask"),
         },

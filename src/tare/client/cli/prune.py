@@ -1,4 +1,4 @@
-"""prune: what nobody uses any more is removed, after a question."""
+"""prune: what nobody uses any more is removed, after a question; or only named, with --dry-run."""
 
 from __future__ import annotations
 
@@ -10,18 +10,33 @@ from tare.client.options import Command, Flags
 from tare.client.tables import say
 from tare.client.transport import Daemon, target
 
+_ALL_IMAGES = "images without at least one container associated to them"
+_DANGLING = "dangling images"
 
-def _containers(daemon: Daemon, words: list[str]) -> int:
-    answer = daemon.call("POST", target("/containers/prune", {"filters": filters(words)}))
+
+def _containers(daemon: Daemon, words: list[str], *, dry: bool) -> tuple[list[str], int]:
+    query: dict[str, str | int | bool] = {"filters": filters(words), "dry-run": dry}
+    answer = daemon.call("POST", target("/containers/prune", query))
     deleted = document.strings(answer, "ContainersDeleted")
     if deleted:
-        say("Deleted Containers:\n" + "\n".join(deleted) + "\n")
-    return number(answer, "SpaceReclaimed")
+        head = "Containers that would go" if dry else "Deleted Containers"
+        say(f"{head}:\n" + "\n".join(deleted) + "\n")
+    return deleted, number(answer, "SpaceReclaimed")
 
 
-def _images(daemon: Daemon, words: list[str], *, everything: bool) -> int:
+def _images(
+    daemon: Daemon,
+    words: list[str],
+    *,
+    everything: bool,
+    dry: bool,
+    without: list[str] | None = None,
+) -> int:
+    """*without* are containers that would be gone by then."""
     chosen = [f"dangling={'false' if everything else 'true'}", *words]
-    answer = daemon.call("POST", target("/images/prune", {"filters": filters(chosen)}))
+    query: dict[str, str | int | bool] = {"filters": filters(chosen), "dry-run": dry}
+    query["without"] = ",".join(without or ())
+    answer = daemon.call("POST", target("/images/prune", query))
     lines = []
     for each in document.items(answer, "ImagesDeleted"):
         if untagged := text(each, "Untagged"):
@@ -29,66 +44,79 @@ def _images(daemon: Daemon, words: list[str], *, everything: bool) -> int:
         if deleted := text(each, "Deleted"):
             lines.append(f"deleted: {deleted}")
     if lines:
-        say("Deleted Images:\n" + "\n".join(lines) + "\n")
+        head = "Images that would go" if dry else "Deleted Images"
+        say(f"{head}:\n" + "\n".join(lines) + "\n")
     return number(answer, "SpaceReclaimed")
 
 
-def _reclaimed(size: int) -> int:
-    say(f"Total reclaimed space: {units.human_size(size)}")
+def _cache(daemon: Daemon, *, everything: bool, dry: bool) -> int:
+    query: dict[str, str | int | bool] = {"all": everything, "dry-run": dry}
+    answer = daemon.call("POST", target("/build/prune", query))
+    deleted = document.strings(answer, "CachesDeleted")
+    if deleted:
+        head = "Build cache that would go" if dry else "Deleted build cache"
+        say(f"{head}:\n" + "\n".join(deleted) + "\n")
+    return number(answer, "SpaceReclaimed")
+
+
+def _reclaimed(size: int, *, dry: bool) -> int:
+    word = "that would be reclaimed" if dry else "reclaimed space"
+    say(f"Total {word}: {units.human_size(size)}")
     return 0
 
 
+def _wanted(flags: Flags, question: str) -> bool:
+    """Whether to go on: a dry run asks nothing."""
+    if flags.flag("dry-run") or flags.flag("force") or confirmed(question):
+        return True
+    say("Nothing was removed.")
+    return False
+
+
 def _container_prune(daemon: Daemon, flags: Flags, _arguments: list[str]) -> int:
-    if not flags.flag("force") and not confirmed(
-        "WARNING! This will remove all stopped containers."
-    ):
-        say("Nothing was removed.")
+    if not _wanted(flags, "WARNING! This will remove all stopped containers."):
         return 1
-    return _reclaimed(_containers(daemon, flags.list("filter")))
+    dry = flags.flag("dry-run")
+    return _reclaimed(_containers(daemon, flags.list("filter"), dry=dry)[1], dry=dry)
 
 
 def _image_prune(daemon: Daemon, flags: Flags, _arguments: list[str]) -> int:
-    everything = flags.flag("all")
-    which = (
-        "images without at least one container associated to them"
-        if everything
-        else "dangling images"
-    )
-    if not flags.flag("force") and not confirmed(f"WARNING! This will remove all {which}."):
-        say("Nothing was removed.")
+    everything, dry = flags.flag("all"), flags.flag("dry-run")
+    which = _ALL_IMAGES if everything else _DANGLING
+    if not _wanted(flags, f"WARNING! This will remove all {which}."):
         return 1
-    return _reclaimed(_images(daemon, flags.list("filter"), everything=everything))
+    size = _images(daemon, flags.list("filter"), everything=everything, dry=dry)
+    return _reclaimed(size, dry=dry)
 
 
 def _system_prune(daemon: Daemon, flags: Flags, _arguments: list[str]) -> int:
-    everything = flags.flag("all")
-    kind = (
-        "images without at least one container associated to them"
-        if everything
-        else "dangling images"
-    )
-    volumes = flags.flag("volumes")
+    everything, dry, volumes = flags.flag("all"), flags.flag("dry-run"), flags.flag("volumes")
+    words = flags.list("filter")
     question = "WARNING! This will remove:\n  - all stopped containers\n"
     question += "  - all networks not used by at least one container\n"
     if volumes:
         question += "  - all anonymous volumes not used by at least one container\n"
-    question += f"  - all {kind}\n"
-    if not flags.flag("force") and not confirmed(question):
-        say("Nothing was removed.")
+    question += f"  - all {_ALL_IMAGES if everything else _DANGLING}\n"
+    question += "  - unused build cache\n"
+    if not _wanted(flags, question):
         return 1
-    words = flags.list("filter")
-    size = _containers(daemon, words)
+    gone, size = _containers(daemon, words, dry=dry)
     from tare.client.cli import networks
 
-    networks.prune(daemon, words)
+    networks.prune(daemon, words, dry=dry)
     if volumes:
         from tare.client.cli.volumes import prune
 
-        size += prune(daemon, [w for w in words if w.startswith("label")], everything=False)
-    return _reclaimed(size + _images(daemon, words, everything=everything))
+        labels = [word for word in words if word.startswith("label")]
+        size += prune(daemon, labels, everything=False, dry=dry)
+    size += _images(daemon, words, everything=everything, dry=dry, without=gone if dry else None)
+    if not words:  # what is cached has neither labels nor an age that images share
+        size += _cache(daemon, everything=everything, dry=dry)
+    return _reclaimed(size, dry=dry)
 
 
 _FORCE = ("f", "bool", "Do not ask")
+_DRY = ("n", "bool", "Only say what would go, and how much that is")
 _FILTER = ("", "filter", "Only those for which NAME=VALUE (until=24h, label=a=b)")
 
 COMMANDS = {
@@ -96,7 +124,7 @@ COMMANDS = {
         "[OPTIONS]",
         "Remove all stopped containers",
         _container_prune,
-        {"filter": _FILTER, "force": _FORCE},
+        {"dry-run": _DRY, "filter": _FILTER, "force": _FORCE},
         most=0,
     ),
     "image prune": Command(
@@ -105,10 +133,12 @@ COMMANDS = {
         _image_prune,
         {
             "all": ("a", "bool", "All that no container uses, not only those without a name"),
+            "dry-run": _DRY,
             "filter": _FILTER,
             "force": _FORCE,
         },
         most=0,
+        notes="Pinned names (tare image pin) stay.",
     ),
     "system prune": Command(
         "[OPTIONS]",
@@ -120,10 +150,13 @@ COMMANDS = {
                 "bool",
                 "All images that no container uses, not only those without a name",
             ),
+            "dry-run": _DRY,
             "filter": _FILTER,
             "force": _FORCE,
             "volumes": ("", "bool", "Anonymous volumes that no container has, too"),
         },
         most=0,
+        notes="Pinned names (tare image pin) stay. A dry run counts networks and volumes of"
+        " containers that would go as used.",
     ),
 }

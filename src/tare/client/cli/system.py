@@ -159,7 +159,12 @@ _DF_HEADERS = {
 def _df(daemon: Daemon, flags: Flags, _arguments: list[str]) -> int:
     usage = daemon.call("GET", "/system/df")
     if flags.flag("verbose"):
-        write_out((document.pretty(usage) + "\n").encode())
+        from tare.client.cli import usage as tables
+
+        if flags.text("format") == "json":
+            write_out((document.pretty(usage) + "\n").encode())
+        else:
+            write_out(tables.verbose(usage).encode("utf-8", "replace"))
         return 0
     images, containers = document.items(usage, "Images"), document.items(usage, "Containers")
     size = number(usage, "LayersSize")
@@ -177,7 +182,7 @@ def _df(daemon: Daemon, flags: Flags, _arguments: list[str]) -> int:
     kept = document.items(usage, "BuildCache")
     cached = sum(number(each, "Size") for each in kept)
     rows = [
-        _usage("Images", len(images), len(active), (size, max(size - used, 0))),
+        _usage("Images", len(images), len(active), (size, max(size - used, 0) if images else 0)),
         _usage("Containers", len(containers), len(running), (own, idle)),
         _usage("Local Volumes", len(volumes), len(used_volumes), (stored, unused)),
         _usage("Build Cache", len(kept), 0, (cached, cached)),
@@ -230,7 +235,7 @@ COMMANDS = {
         _df,
         {
             "format": ("", "string", "Print by 'table', 'table TEMPLATE', 'json' or a Go template"),
-            "verbose": ("v", "bool", "All details, as JSON"),
+            "verbose": ("v", "bool", "Every image, container, volume and piece of build cache"),
         },
         most=0,
     ),

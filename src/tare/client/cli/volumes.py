@@ -126,26 +126,36 @@ def _rm(daemon: Daemon, flags: Flags, names: list[str]) -> int:
     return for_each(names, deed)
 
 
-def prune(daemon: Daemon, words: list[str], *, everything: bool) -> int:
-    """Remove volumes that no container has and say which; the bytes that came free."""
+def prune(daemon: Daemon, words: list[str], *, everything: bool, dry: bool = False) -> int:
+    """Remove volumes that no container has and say which; the bytes that came free.
+
+    *dry* only says it.
+    """
     chosen = [*words, "all=true"] if everything else words
-    answer = daemon.call("POST", target("/volumes/prune", {"filters": filters(chosen)}))
+    query: dict[str, str | int | bool] = {"filters": filters(chosen), "dry-run": dry}
+    answer = daemon.call("POST", target("/volumes/prune", query))
     deleted = document.strings(answer, "VolumesDeleted")
     if deleted:
-        say("Deleted Volumes:\n" + "\n".join(deleted) + "\n")
+        say(
+            ("Volumes that would go:\n" if dry else "Deleted Volumes:\n")
+            + "\n".join(deleted)
+            + "\n"
+        )
     return number(answer, "SpaceReclaimed")
 
 
 def _prune(daemon: Daemon, flags: Flags, _arguments: list[str]) -> int:
     everything = flags.flag("all")
     which = "all" if everything else "anonymous"
-    if not flags.flag("force") and not confirmed(
+    dry = flags.flag("dry-run")
+    if not (dry or flags.flag("force")) and not confirmed(
         f"WARNING! This will remove {which} local volumes not used by at least one container."
     ):
         say("Nothing was removed.")
         return 1
-    size = prune(daemon, flags.list("filter"), everything=everything)
-    say(f"Total reclaimed space: {units.human_size(size)}")
+    size = prune(daemon, flags.list("filter"), everything=everything, dry=dry)
+    word = "that would be reclaimed" if dry else "reclaimed space"
+    say(f"Total {word}: {units.human_size(size)}")
     return 0
 
 
@@ -236,6 +246,7 @@ COMMANDS = {
         _prune,
         {
             "all": ("a", "bool", "Those with a name, too"),
+            "dry-run": ("n", "bool", "Only say what would go"),
             "filter": ("", "filter", "Only those for which NAME=VALUE (label=a=b)"),
             "force": _FORCE,
         },
