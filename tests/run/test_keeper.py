@@ -9,6 +9,7 @@ import select
 import shutil
 import signal
 import stat
+import subprocess
 import termios
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ import pytest
 import tare
 from run.conftest import Bench, Body
 from tare.errors import ConflictError, InvalidError, TareError
+from tare.kernel import cgroup, process
 from tare.model.spec import (
     ContainerSpec,
     Mount,
@@ -222,6 +224,18 @@ def test_a_container_that_joins_another_shares_its_network_and_ids(bench: Run) -
     bench(body)
 
 
+def _orphan(code: int) -> tuple[int, bool]:
+    """How one ends whose parent died first: only newer kernels (6.15) tell its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    pidfd = os.pidfd_open(pid)
+    os.waitpid(pid, 0)
+    known = process.exit_status(pidfd) is not None
+    os.close(pidfd)
+    return (code, True) if known else (255, False)
+
+
 def test_a_killed_keeper_takes_nothing_along_and_the_next_one_knows_the_end(bench: Run) -> None:
     async def body(b: Bench) -> None:
         quiet = await b.start("sh", "-c", "sleep 2; echo late; exit 9")
@@ -235,8 +249,31 @@ def test_a_killed_keeper_takes_nothing_along_and_the_next_one_knows_the_end(benc
 
         first, second = await b.ended(quiet), await b.ended(talking)
         assert b.keeper_pid() != old
-        assert (first.code, first.known, b.output(quiet)) == (9, True, "late\n")
-        assert (second.code, b.output(talking)) == (4, "after\ndone\n")
+        assert (first.code, first.known, b.output(quiet)) == (*_orphan(9), "late\n")
+        assert (second.code, b.output(talking)) == (_orphan(4)[0], "after\ndone\n")
+
+    bench(body)
+
+
+def test_what_one_says_that_ends_before_the_next_keeper_begins_is_not_lost(
+    bench: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(b: Bench) -> None:
+        identity = await b.start("sh", "-c", "read x; echo last words; exit 5", open_stdin=True)
+        held = b.keeper.running[identity]
+        begin = link.Keeper._spawn
+
+        def when_it_is_over(keeper: link.Keeper) -> subprocess.Popen[bytes]:
+            os.write(held.stdin, b"go\n")
+            assert select.select([held.pidfd], [], [], 30)[0]
+            return begin(keeper)
+
+        monkeypatch.setattr(link.Keeper, "_spawn", when_it_is_over)
+        os.kill(b.keeper_pid(), signal.SIGKILL)
+        ended = await b.ended(identity)
+
+        assert (ended.code, ended.known, b.output(identity)) == (*_orphan(5), "last words\n")
+        assert b.keeper._pipes == []
 
     bench(body)
 
@@ -328,6 +365,8 @@ def _children(pid: int) -> list[int]:
 
 async def _standing_by(b: Bench) -> list[int]:
     """The keeper's prepared children, once there are some."""
+    if cgroup.detect().plain().mode is cgroup.Mode.V2:
+        pytest.skip("cgroup: on a host of version 2 only the keeper prepares no children")
     await b.keeper.ping()
     deadline = asyncio.get_running_loop().time() + 10
     while len(found := _children(b.keeper_pid())) < 2:
@@ -437,7 +476,7 @@ def test_a_keeper_of_another_version_is_replaced_and_what_runs_goes_on(
         exited = await b.ended(identity)
 
         assert b.keeper_pid() != old
-        assert (exited.code, b.output(identity)) == (6, "still here\n")
+        assert (exited.code, b.output(identity)) == (_orphan(6)[0], "still here\n")
 
     bench(body)
 
@@ -445,11 +484,12 @@ def test_a_keeper_of_another_version_is_replaced_and_what_runs_goes_on(
 def test_without_its_nursery_a_keeper_clones_when_asked(bench: Run) -> None:
     async def body(b: Bench) -> None:
         assert await b.run("echo", "one") == (0, "one\n")
-        while not (found := _children_named(b.keeper_pid(), "tare-nursery")):
+        while not _children_named(b.keeper_pid(), "tare-nursery"):
             await asyncio.sleep(0.01)
-        for pid in found:
-            os.kill(pid, signal.SIGKILL)
-        while _children_named(b.keeper_pid(), "tare-nursery"):
+        while found := _children_named(b.keeper_pid(), "tare-nursery"):
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             await asyncio.sleep(0.01)
         for word in ("two", "three", "four", "five"):
             assert await b.run("echo", word) == (0, f"{word}\n")
