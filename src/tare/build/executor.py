@@ -340,6 +340,7 @@ class Builder:
         )
         store = self.host.store
         wanted = config.digest
+        self.lease.pin(wanted)
         if not all(store.find(name) == wanted for name in names) or not _known(store, wanted):
             store.add_image(config, names=names, parent=made.parent)
         return wanted

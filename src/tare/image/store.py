@@ -371,6 +371,7 @@ class ImageStore:
                     self._refuse_taken(found)
                 with self._index.change():
                     for image in found:
+                        lease.pin(image.config.digest)
                         known = self.add_image(image.config, names=image.names)
                         loaded += [n.familiar for n in image.names] or [str(known.id)]
         return loaded

@@ -223,6 +223,7 @@ class Puller:
         ]
         held = contextlib.ExitStack()
         lease = await asyncio.to_thread(held.enter_context, self._store.lease())
+        lease.pin(config.digest)  # until it is told: no collector takes it before
         try:
             await self._layers(layers, lease, tell)
             return await asyncio.to_thread(self._name, reference, found, config, layers)
