@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -234,6 +235,42 @@ def test_a_pipeline_fails_on_what_is_new_and_not_on_what_was_waived(
     assert (plain.returncode, waived.returncode, known.returncode) == (2, 2, 0)
     assert "the waiver of 4.10 for * (was one) expired on 2020-01-01" in waived.stdout
     assert "[waived: a test, until 2999-01-01]" in waived.stdout
+
+
+def _pipeline() -> list[str]:
+    """The script of the pipeline that docs/audit.md shows."""
+    text = (Path(__file__).resolve().parents[2] / "docs/audit.md").read_text()
+    block = text.partition("```yaml")[2].partition("```")[0]
+    return [line.strip(" -") for line in block.splitlines() if line.startswith("    - tare ")]
+
+
+@pytest.mark.parametrize(("content", "passes"), [(GOOD_FILE, True), (BAD_FILE, False)])
+def test_the_documented_pipeline_fails_on_a_finding(
+    images: Engine, tmp_path: Path, content: str, passes: bool
+) -> None:
+    content = content.replace("busybox:latest", "busybox:1").replace("COPY files /\n", "")
+    (tmp_path / "Dockerfile").write_text(content)
+    (tmp_path / "late").write_text("late")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/motd").write_text("hello")
+    (tmp_path / "waivers.toml").write_text(
+        '[[waiver]]\ncheck = "image-world-writable"\nreason = "busybox"\nexpires = 2999-01-01\n'
+    )
+    images.out("tag", "busybox:latest", "busybox:1")
+
+    codes = []
+    for line in _pipeline():
+        done = subprocess.run(
+            images.command(*line.split()[1:]),
+            env=images.environment, cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        codes.append(done.returncode)
+        if done.returncode:
+            break
+
+    assert codes == ([0, 0, 0] if passes else [2]), done.stdout + done.stderr
+    assert json.loads((tmp_path / "dockerfile.sarif").read_text())["version"] == "2.1.0"
+    assert (tmp_path / "audit.xml").exists() is passes
 
 
 def test_the_engines_own_files_are_shown_and_then_fixed(images: Engine) -> None:
