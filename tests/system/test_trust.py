@@ -431,3 +431,38 @@ def test_the_ledger_says_who_did_what_to_which_digest(publisher: Publisher, tmp_
     changed = engine.tare("ledger", "verify", str(tmp_path / "export"))
     assert changed.returncode != 0
     assert "was changed" in changed.stderr
+
+
+@pytest.mark.attack("A34")
+def test_a_publisher_that_is_followed_says_which_digest_a_tag_has(
+    publisher: Publisher, registry: Registry, tmp_path: Path
+) -> None:
+    engine = publisher.engine
+    where = str(tmp_path / "publisher")
+    repository = publisher.image.removesuffix(":1")
+    engine.out("trust", "init", "--root-keys", "3", "--root-threshold", "2", where)
+    engine.out("trust", "publish", "--push", repository, where, publisher.image)
+    engine.out("trust", "follow", repository, where)
+    engine.out("trust", "on")
+    engine.out("run", "--rm", "--pull=always", publisher.image)
+    old = registry.ask("GET", "/v2/team/app/manifests/_trust", Accept=MANIFEST).body
+    engine.out("trust", "rotate", where, "timestamp")
+    engine.out("trust", "publish", "--push", repository, where)
+    engine.out("pull", "-q", publisher.image)
+
+    registry.push_image("team/app", "1", b"another layer")
+    swapped = refused(engine, "pull", publisher.image)
+    registry.ask("PUT", "/v2/team/app/manifests/_trust", old, Content_Type=MANIFEST)
+    engine.out("run", "--rm", publisher.image)
+    stale = refused(engine, "pull", publisher.image)
+    unknown = refused(engine, "pull", f"{repository}:2") if registry.ask(
+        "PUT", "/v2/team/app/manifests/2",
+        registry.ask("GET", "/v2/team/app/manifests/1", Accept=MANIFEST).body,
+        Content_Type=MANIFEST,
+    ).status == 201 else ""  # fmt: skip
+
+    assert "the publisher says that" in swapped
+    assert "not signed by enough of its keys" in stale
+    assert "does not know" in unknown
+    engine.out("trust", "unfollow", repository)
+    assert "no rule and no key" in refused(engine, "run", "--rm", publisher.image)

@@ -9,10 +9,11 @@ Not for: verdicts (engine.trust), the formats (trust.signature).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from tare.engine.following import TAG, packed
 from tare.errors import ConflictError, InvalidError, MissingError
 from tare.image.registry import companions
 from tare.image.registry.client import Repository
@@ -156,6 +157,18 @@ class Signing:
                     name = found.name.familiar if found.name is not None else ""
                     listed.append(Signature(str(found.form), str(subject), name, signer))
         return list(dict.fromkeys(listed))
+
+    async def publish(
+        self, scope: str, given: Mapping[str, bytes], *, credentials: Credentials | None = None
+    ) -> None:
+        """Give a publisher's metadata to the registry, in the repository that *scope* names."""
+        name = Reference.parse(f"{scope}:{TAG}")
+        host = endpoint(name.domain)
+        own = credentials.meant_for(host) if credentials else None
+        async with Transport(self._settings) as transport:
+            place = await transport.find(host)
+            repository = Repository(Host(transport, place, own), name.path, push=True)
+            await companions.put(repository, packed(given), tag=TAG)
 
     # --- keys, pins, revocations --------------------------------------------------------------
 

@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tare.engine.evidence import EvidenceStore
+from tare.engine.following import Following
 from tare.errors import DeniedError, InvalidError, TareError
 from tare.image.registry import companions
 from tare.model import oci
 from tare.model.digest import Digest
 from tare.model.oci import Descriptor, MediaType
 from tare.model.reference import Reference
+from tare.trust.identity import within
 from tare.trust.switch import Mode
 
 if TYPE_CHECKING:
@@ -80,7 +82,8 @@ class Trust:
         self._policy: tuple[Stamp, Policy | TareError] | None = None
         self._watched: list[str] = []
         self._verdicts: dict[tuple[str, str], tuple[Stamp, Verdict]] = {}
-        self._configured = self.kept.has_ring
+        self.following = Following(directory)
+        self._configured = self.kept.has_ring or self.following.any
         self.told: list[Callable[[str, Verdict, bool], None]] = []
         """Called with every decision: what was done, the verdict, whether it was refused."""
 
@@ -115,6 +118,19 @@ class Trust:
         self._configured = True
         self.forget()
         self._events.emit("trust", "change", "", {"name": how})
+
+    def follow(self, scope: str, given: Mapping[str, bytes]) -> None:
+        """Follow a publisher for *scope*, or take newer metadata of it."""
+        self.following.follow(scope, given, self.kept.now())
+        self._configured = True
+        self.forget()
+        self._events.emit("trust", "follow", "", {"name": scope})
+
+    def unfollow(self, scope: str) -> None:
+        """Follow no publisher for *scope* any more."""
+        self.following.unfollow(scope)
+        self.forget()
+        self._events.emit("trust", "unfollow", "", {"name": scope})
 
     def forget(self) -> None:
         """What was concluded counts no more."""
@@ -235,14 +251,21 @@ class Trust:
             name = Reference.parse(asked).with_default_tag()
             if self._store.find(name) == image.id or name in own:
                 named = self.policy().explicit(name) or str(name) in self.ring().pins
+                named = named or any(within(scope, name) for scope in self.following.states())
                 return [name] if named else [name, *own[: len(image.digests)]]
         return own or [_UNNAMED]
 
-    def _judge(self, evidence: Evidence, names: Sequence[Reference]) -> Verdict:
+    def _judge(
+        self, evidence: Evidence, names: Sequence[Reference], *, arriving: bool = False
+    ) -> Verdict:
         from tare.trust.verdict import judge
 
         policy, ring, now = self.policy(), self.ring(), self.kept.now()
-        found = [judge(name, evidence, policy, ring, now) for name in names[:_DOCUMENTS]]
+        followed = self.following.states()
+        found = [
+            judge(name, evidence, policy, ring, now, followed=followed, arriving=arriving)
+            for name in names[:_DOCUMENTS]
+        ]
         return next((one for one in found if one.accepted), found[0])
 
     def evidence(self, image: Image) -> Evidence:
@@ -281,7 +304,11 @@ class Trust:
         evidence = await asyncio.to_thread(self._evidence, image, documents)
         fetched, trouble = await self.fetch(places, evidence.subjects)
         evidence = await asyncio.to_thread(self._evidence, image, documents, fetched)
-        verdict = await asyncio.to_thread(self._judge, evidence, [reference])
+        if self.following.any:
+            stale = await self.following.refresh(places, reference, self.kept.now())
+            self.forget()
+            trouble = stale or trouble
+        verdict = await asyncio.to_thread(self._judge, evidence, [reference], arriving=True)
         try:
             warnings = self._decided(verdict, mode, "pull")
         except DeniedError as error:
@@ -371,7 +398,7 @@ class Trust:
         if mode is Mode.ON or (mode is Mode.WARN and self.configured):
             # Each name stands for itself here: the archive chose them.
             for name in image.names or (_UNNAMED,):
-                self._decided(self._judge(evidence, [name]), mode, "load")
+                self._decided(self._judge(evidence, [name], arriving=True), mode, "load")
         self.add({subject: one for subject, one in found.items() if subject in evidence.subjects})
 
     def loaded(self, images: Sequence[Loaded]) -> None:

@@ -73,9 +73,12 @@ def refreshed(state: State, read: Read, now: int) -> State:
     return _Refresh(state, read, moment).done()
 
 
-def find(state: State, name: str, now: int) -> Target | None:
-    """What *name* is, by the publisher's word of today; None if he does not know it."""
-    moment = datetime.fromtimestamp(now, UTC)
+def find(state: State, name: str, now: int | None) -> Target | None:
+    """What *name* is, by the publisher's word; None if he does not know it.
+
+    With *now* his word must be of today: DeniedError when it has expired.
+    """
+    moment = None if now is None else datetime.fromtimestamp(now, UTC)
     if not state.timestamp or "targets" not in state.targets:
         raise DeniedError("nothing of this publisher was ever refreshed")
     _fresh(_loaded(state.timestamp, Timestamp, "timestamp.json").signed, "timestamp.json", moment)
@@ -136,8 +139,8 @@ def _by(
         raise DeniedError(f"{what} is not signed by enough of its keys: {error}") from error
 
 
-def _fresh(signed: Root | Timestamp | Snapshot | Targets, what: str, now: datetime) -> None:
-    if signed.is_expired(now):
+def _fresh(signed: Root | Timestamp | Snapshot | Targets, what: str, now: datetime | None) -> None:
+    if now is not None and signed.is_expired(now):
         raise DeniedError(
             f"{what} has expired on {signed.expires:%Y-%m-%d %H:%M} UTC",
             hint="The publisher signs anew now and then; a registry that serves old files, or a"

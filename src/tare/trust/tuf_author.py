@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from securesystemslib.signer import CryptoSigner, SSlibKey
+from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
@@ -25,6 +26,7 @@ from tuf.api.metadata import (
     Targets,
     Timestamp,
 )
+from tuf.api.serialization import DeserializationError
 
 from tare.errors import InvalidError
 from tare.model.digest import Digest
@@ -79,6 +81,37 @@ class Author:
         made._put(made.root, given["root"], "1.root.json")
         made.publish({}, now)
         return made
+
+    @classmethod
+    def load(cls, files: Mapping[str, bytes], keys: Sequence[PrivateKey]) -> Author:
+        """The author of *files*, with those of *keys* that its roles know; InvalidError."""
+        try:
+            newest = max(int(name.split(".")[0]) for name in files if name.endswith(".root.json"))
+            root: Metadata[Root] = Metadata.from_bytes(files[f"{newest}.root.json"])
+            timestamp: Metadata[Timestamp] = Metadata.from_bytes(files["timestamp.json"])
+            version = timestamp.signed.snapshot_meta.version
+            snapshot: Metadata[Snapshot] = Metadata.from_bytes(files[f"{version}.snapshot.json"])
+            targets: dict[str, Metadata[Targets]] = {
+                name.removesuffix(".json"): Metadata.from_bytes(files[f"{meta.version}.{name}"])
+                for name, meta in snapshot.signed.meta.items()
+            }
+        except (ValueError, KeyError, RepositoryError, DeserializationError) as error:
+            raise InvalidError(f"the publisher's metadata cannot be read: {error}") from error
+        known = {_public(key).keyid: key for key in keys}
+        wanted = {role: root.signed.roles[role].keyids for role in ROLES}
+        below = targets["targets"].signed.delegations
+        if below is not None and below.roles is not None:
+            wanted |= {name: role.keyids for name, role in below.roles.items()}
+        own = {role: [known[i] for i in ids if i in known] for role, ids in wanted.items()}
+        return cls(own, root, targets, snapshot, timestamp, dict(files))
+
+    @property
+    def current(self) -> dict[str, bytes]:
+        """What a reader needs: every root, and the rest as it is now."""
+        names = {"timestamp.json", f"{self.snapshot.signed.version}.snapshot.json"}
+        names |= {f"{own.signed.version}.{role}.json" for role, own in self.targets.items()}
+        roots = {name for name in self.files if name.endswith(".root.json")}
+        return {name: self.files[name] for name in sorted(names | roots)}
 
     def publish(
         self, targets: Mapping[str, tuple[Digest, int] | None], now: int, *, role: str = "targets"
@@ -163,6 +196,8 @@ class Author:
         keys: Sequence[PrivateKey],
         name: str,
     ) -> bytes:
+        if not keys:
+            raise InvalidError(f"the private key that signs {name} is not here")
         document.signatures.clear()
         for key in keys:
             document.sign(CryptoSigner(key.key), append=True)

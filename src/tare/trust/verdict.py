@@ -5,12 +5,14 @@ In this order; the first that says something decides:
 1. a digest that was revoked is refused;
 2. a pinned name that has another digest is refused;
 3. the most specific rule that policy.json has for the name decides, pinned or not;
-4. else a pinned name is accepted, and else one valid signature of the trusted keys whose scope the
+4. else a publisher that is followed for the name (TUF) says which digest its tag has, and
+   decides;
+5. else a pinned name is accepted, and else one valid signature of the trusted keys whose scope the
    name lies in is enough;
-5. else an image that this engine made of accepted ones is accepted;
-6. else policy.json's default decides, but its ``insecureAcceptAnything`` accepts nothing: it says
+6. else an image that this engine made of accepted ones is accepted;
+7. else policy.json's default decides, but its ``insecureAcceptAnything`` accepts nothing: it says
    that nothing was written for this name, and that is what the switch is about;
-7. else there is no evidence.
+8. else there is no evidence.
 
 Evidence is about digests of manifests. A digest counts for an image only if its document leads to
 it (`chain`): a manifest that has it as its configuration, or an index of that manifest.
@@ -25,17 +27,20 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tare.errors import DeniedError, InvalidError
 from tare.model import oci
 from tare.model.digest import Digest
 from tare.model.reference import Reference
-from tare.trust.identity import Identity, Match
+from tare.trust.identity import Identity, Match, within
 from tare.trust.keys import PublicKey
 from tare.trust.policy import Kind, Policy, Requirement, Rule
 from tare.trust.ring import Ring, Trusted
 from tare.trust.signature import ARTIFACTS_MAX, Artifact, Claim, claims
+
+if TYPE_CHECKING:
+    from tare.trust.tuf import State
 
 _SAID: Final = 6
 
@@ -132,9 +137,22 @@ def chain(documents: Iterable[tuple[str, bytes]], image: Digest) -> tuple[Digest
     return tuple(dict.fromkeys((*above, *manifests)))
 
 
-def judge(name: Reference, evidence: Evidence, policy: Policy, ring: Ring, now: int) -> Verdict:
-    """The verdict on *evidence* under *name*, at *now* (seconds since 1970)."""
-    return _Judge(name, evidence, policy, ring, now).verdict()
+def judge(
+    name: Reference,
+    evidence: Evidence,
+    policy: Policy,
+    ring: Ring,
+    now: int,
+    *,
+    followed: Mapping[str, State] | None = None,
+    arriving: bool = False,
+) -> Verdict:
+    """The verdict on *evidence* under *name*, at *now* (seconds since 1970).
+
+    *followed* are publishers' metadata by their scopes. What is *arriving* (from a registry or an
+    archive) needs metadata that has not expired; what is here already was judged by it.
+    """
+    return _Judge(name, evidence, policy, ring, now).verdict(followed or {}, arriving=arriving)
 
 
 class _Judge:
@@ -151,7 +169,7 @@ class _Judge:
         self._claims: list[Claim] | None = None
         self._unreadable: list[str] = []
 
-    def verdict(self) -> Verdict:
+    def verdict(self, followed: Mapping[str, State], *, arriving: bool) -> Verdict:
         for digest in (self._evidence.image, *self._evidence.subjects):
             if digest in self._ring.revoked:
                 return self._make(Standing.REFUSED, "revoked digests", f"{digest} was revoked")
@@ -162,6 +180,10 @@ class _Judge:
         rule = self._policy.explicit(self._name)
         if rule is not None:
             return self._by_rule(rule)
+        if self._name.tag is not None and self._name.digest is None:
+            for scope, state in followed.items():
+                if within(scope, self._name):
+                    return self._by_publisher(scope, state, arriving=arriving)
         if pin is not None:
             return self._make(Standing.PINNED, "pins", f"it is the pinned {pin}")
         trusted = [one for one in self._ring.keys if one.covers(self._name)]
@@ -182,6 +204,25 @@ class _Judge:
             "no rule and no key is for this name",
             *self._counted("nothing here says who may sign it"),
         )
+
+    # --- by what a publisher says ----------------------------------------------------------
+
+    def _by_publisher(self, scope: str, state: State, *, arriving: bool) -> Verdict:
+        from tare.trust.tuf import find
+
+        rule = f"the publisher followed for {scope}"
+        try:
+            found = find(state, str(self._name), self._now if arriving else None)
+        except DeniedError as error:
+            return self._make(Standing.REFUSED, rule, str(error))
+        if found is None:
+            why = f"the publisher does not know {self._name.familiar}"
+            return self._make(Standing.REFUSED, rule, why)
+        if found.digest not in self._evidence.subjects:
+            why = f"the publisher says that {self._name.familiar} is {found.digest}: this is not it"
+            return self._make(Standing.REFUSED, rule, why)
+        said = "its publisher says that the tag has this digest"
+        return self._make(Standing.VERIFIED, rule, said)
 
     # --- by rule ------------------------------------------------------------------------------
 

@@ -55,6 +55,14 @@ class PinBody(Struct, rename="pascal"):
     replace: bool = False
 
 
+class FollowBody(Struct, rename="pascal"):
+    """``POST /tare/trust/follow``: metadata files by their names, in base64."""
+
+    scope: str
+    files: dict[str, str]
+
+
+FOLLOW: Final = msgspec.json.Decoder(FollowBody)
 SWITCH: Final = msgspec.json.Decoder(SwitchBody)
 KEY: Final = msgspec.json.Decoder(KeyBody)
 REVOKE: Final = msgspec.json.Decoder(RevokeBody)
@@ -100,7 +108,15 @@ def key(entry: Trusted, now: int) -> Json:
 
 
 def status(
-    mode: str, ring: Ring, now: int, *, policy: str, trouble: str, scopes: int, set_back: int
+    mode: str,
+    ring: Ring,
+    now: int,
+    *,
+    policy: str,
+    trouble: str,
+    scopes: int,
+    set_back: int,
+    followed: Iterable[str] = (),
 ) -> Json:
     """``GET /tare/trust``."""
     return {
@@ -109,6 +125,7 @@ def status(
         "Keys": [key(entry, now) for entry in ring.keys],
         "Pins": {name: str(digest) for name, digest in sorted(ring.pins.items())},
         "Revoked": [str(digest) for digest in sorted(ring.revoked)],
+        "Followed": sorted(followed),
         "ClockSetBack": set_back,
     }
 
@@ -149,6 +166,13 @@ def subject(found: Subject) -> Json:
         "Document": encode_descriptor(found.document),
         "Remote": found.remote,
     }
+
+
+def followed(body: FollowBody) -> dict[str, bytes]:
+    """The files that came."""
+    from tare.trust.keys import decoded
+
+    return {name: decoded(text, name[:80]) for name, text in body.files.items()}
 
 
 def signatures(raw: bytes) -> tuple[str, tuple[Artifact, ...], bool]:

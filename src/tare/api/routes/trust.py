@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from tare.api.call import Call, answer, done
@@ -37,6 +39,7 @@ async def _status(call: Call) -> web.StreamResponse:
             trouble=trouble,
             scopes=scopes,
             set_back=trust.kept.set_back,
+            followed=trust.following.states(),
         )
     )
 
@@ -75,6 +78,24 @@ async def _unpin(call: Call) -> web.StreamResponse:
     return done()
 
 
+async def _follow(call: Call) -> web.StreamResponse:
+    asked = await call.json(wire.FOLLOW)
+    given_ = wire.followed(asked)
+    await asyncio.to_thread(call.engine.trust.follow, asked.scope, given_)
+    return done(201)
+
+
+async def _publish(call: Call) -> web.StreamResponse:
+    asked = await call.json(wire.FOLLOW)
+    await call.engine.signing.publish(asked.scope, wire.followed(asked), credentials=given(call))
+    return done(201)
+
+
+async def _unfollow(call: Call) -> web.StreamResponse:
+    call.engine.trust.unfollow(_ref(call, "scope"))
+    return done()
+
+
 async def _subject(call: Call) -> web.StreamResponse:
     return answer(wire.subject(await call.engine.signing.subject(_ref(call))))
 
@@ -101,6 +122,9 @@ def install(routes: Routes) -> None:
     routes.add("POST", "/tare/trust/revoke", _revoke)
     routes.add("POST", "/tare/trust/pins", _pin)
     routes.add("DELETE", "/tare/trust/pins", _unpin)
+    routes.add("POST", "/tare/trust/follow", _follow)
+    routes.add("DELETE", "/tare/trust/follow", _unfollow)
+    routes.add("POST", "/tare/trust/publish", _publish)
     routes.add("GET", "/tare/trust/subject", _subject)
     routes.add("POST", "/tare/trust/signatures", _sign)
     routes.add("GET", "/tare/trust/verdict", _verdict)

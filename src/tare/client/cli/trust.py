@@ -75,7 +75,8 @@ def _json(found: Json, flags: Flags) -> bool:
 # --- keys -----------------------------------------------------------------------------------------
 
 
-def _passphrase(*, new: bool) -> bytes:
+def passphrase(*, new: bool) -> bytes:
+    """The passphrase of a key, from the environment or the terminal."""
     for name in _PASSPHRASES:
         if name in os.environ:
             return os.environ[name].encode()
@@ -109,10 +110,11 @@ def _private(path: str) -> PrivateKey:
         )
     raw = _read(path)
     sealed = raw.lstrip().startswith(b"-----BEGIN ENCRYPTED ")
-    return PrivateKey.parse(raw, _passphrase(new=False) if sealed else b"", path)
+    return PrivateKey.parse(raw, passphrase(new=False) if sealed else b"", path)
 
 
-def _write_new(path: str, content: bytes, mode: int) -> None:
+def write_new(path: str, content: bytes, mode: int) -> None:
+    """Write a file that must not be there yet; ConflictError."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except FileExistsError:
@@ -129,8 +131,8 @@ def _generate(_daemon: Daemon, flags: Flags, arguments: list[str]) -> int:
         if os.path.lexists(path):
             raise ConflictError(f"{path} is there already", hint="keys are never overwritten")
     key = PrivateKey.generate(flags.text("kind") or "ecdsa-p256")
-    _write_new(f"{name}.key", key.encrypted(_passphrase(new=True)), 0o600)
-    _write_new(f"{name}.pub", key.public.pem(), 0o644)
+    write_new(f"{name}.key", key.encrypted(passphrase(new=True)), 0o600)
+    write_new(f"{name}.pub", key.public.pem(), 0o644)
     say(f"{name}.key  the private key: keep it, and a copy of it, where nobody else can read it")
     say(f"{name}.pub  the public key {key.public.id[:12]}: give it to whoever verifies")
     return 0
