@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Final
 
 from tare.engine import filters as selection
-from tare.engine import generated, ids, limits, names, restart
+from tare.engine import generated, ids, layer_limits, limits, names, restart
 from tare.engine.copying import Copying
 from tare.engine.core import JOINABLE
 from tare.engine.driver import Request
@@ -49,6 +49,7 @@ class Containers(Copying):
         if given and (holder := store.holder(given)) is not None:
             raise names.conflict(given, holder)
         spec, warnings = self._checked(self._core.volumes.resolve(spec))
+        layer_limits.check(spec, rootless=self._core.paths.rootless)
         self._core.budgets.check(spec, given or "the container")
         spec, places, more = self._core.attachments.resolve(spec)
         warnings += more
@@ -74,6 +75,8 @@ class Containers(Copying):
             # Joined containers may start later than this one is made.
             warnings += self._driver.check(Request(record=record, layers=layers))
             self._core.workloads.make(identity)
+            if spec.storage_size:
+                await asyncio.to_thread(layer_limits.make, record)
             store.add(changed(record, warnings=tuple(warnings)))
         except BaseException as error:
             images.release(spec.image_id, identity)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tare.engine import layer_limits
 from tare.engine.driver import Request
 from tare.errors import ConflictError, InvalidError
 from tare.model.record import Record, changed
@@ -42,6 +43,7 @@ async def convert(
             hint="start it without --rm",
         )
     spec = replace(record.spec, isolation=isolation)
+    layer_limits.check(spec, rootless=core.paths.rootless)
     layers = await core.images.layers(spec.image_id)
     # What cannot be is refused while everything is as it was.
     core.driver.check(Request(record=changed(record, spec=spec), layers=layers))

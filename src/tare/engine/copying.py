@@ -207,8 +207,8 @@ class Copying(Observing):
         layers = await self._layers(record)
         root: Root = {
             "layers": layers,
-            "upper": f"{record.workload_dir}/upper",
-            "work": f"{record.workload_dir}/work",
+            "upper": f"{record.layer_dir}/upper",
+            "work": f"{record.layer_dir}/work",
             "attributes": 0,
             "volatile": False,
         }
@@ -281,7 +281,7 @@ def _open_upper(record: Record) -> int:
     """The container's own layer; -1 when it never ran and nothing was copied into it."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        return os.open(f"{record.workload_dir}/upper", flags)
+        return os.open(f"{record.layer_dir}/upper", flags)
     except FileNotFoundError:
         return -1
 
@@ -320,7 +320,8 @@ def _written(directory: str) -> int:
         disk = os.stat(f"{directory}/machine/upper").st_blocks * 512  # it is sparse
     except FileNotFoundError:
         disk = 0
-    return _disk_usage(f"{directory}/upper") + disk
+    limited = _disk_usage(f"{directory}/disk/_data/upper")
+    return _disk_usage(f"{directory}/upper") + limited + disk
 
 
 def _disk_usage(path: str) -> int:

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from tare.engine import config, recovery
+from tare.engine import config, layer_limits, recovery
 from tare.engine.attachments import Attachments
 from tare.engine.budget import Budgets, Groups
 from tare.engine.building import Builds
@@ -195,6 +195,7 @@ class Engine:
         await asyncio.to_thread(self.registries.recover)
         await asyncio.to_thread(self.trust.collect)
         self.volumes.recover()
+        await asyncio.to_thread(layer_limits.attach_all, list(self._store.all()))
         await self.networks.begin()
         await self._attachments.begin()
         await recovery.recover(self._lifecycle)
@@ -214,6 +215,7 @@ class Engine:
         await self._workloads.close()
         await self._driver.close()
         self.registries.close()
+        layer_limits.detach_all(self._store.all())
         self.images.close()
         self._store.close()
         await asyncio.to_thread(self.ledger.close)
@@ -258,6 +260,9 @@ class Engine:
         return replace(wanted, record=record, interfaces=interfaces)
 
     async def _keep_house(self) -> None:
+        layer_limits.check_reserve(self.paths.state, self.config.reserve)
+        if record.spec.storage_size:
+            await asyncio.to_thread(layer_limits.attach, record)
         """What must be done now and then, off every request's path."""
         while True:
             await asyncio.sleep(_HOUSEKEEPING)

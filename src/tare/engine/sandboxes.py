@@ -341,6 +341,7 @@ class Sandboxes:
             name=record.name,
             layers=(self._skeleton, *(os.fspath(path) for path in request.layers)),
             state_dir=record.workload_dir,
+            layer_dir=record.layer_dir,
             run_dir=f"{self._paths.run}/workloads/{record.id}",
             cgroup=record.cgroup,
             id_block=(block.base, block.size) if block is not None else None,

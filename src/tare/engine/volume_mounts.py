@@ -158,7 +158,7 @@ def attach(own: Own, directory: str) -> None:
     target = f"{directory}/_data"
     try:
         if own.size:
-            whole = _loop(f"{directory}/{IMAGE}", own.attributes)
+            whole = _loop(f"{directory}/{IMAGE}", own.attributes, own.words)
             try:
                 inner = os.open(_INSIDE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=whole)
                 tree = mount.clone_tree_at(inner)
@@ -219,11 +219,11 @@ def _address(name: str | None) -> str:
     return str(found[0][4][0])
 
 
-def _loop(path: str, attributes: int) -> int:
+def _loop(path: str, attributes: int, words: tuple[tuple[str, str | None], ...] = ()) -> int:
     device = loop.attach(path)
     try:
         source = os.readlink(f"/proc/self/fd/{device}")
-        return mount.filesystem("ext4", [("source", source)], attributes=attributes)
+        return mount.filesystem("ext4", [("source", source), *words], attributes=attributes)
     finally:
         os.close(device)
 

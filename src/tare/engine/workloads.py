@@ -4,8 +4,7 @@
 
     state/workloads/ID/    0700
         upper/ work/       overlay's: what the container wrote (made by run.rootfs)
-        upper.unused/      in place of upper/: as good as new (run.rootfs takes it)
-        files/             hosts, hostname, resolv.conf
+        disk/              in place of upper/ and work/, with a size limit (engine.layer_limits)
         log log.1 ...      run.logs
     state/spare/N/         the same, never written to by its last owner
     state/trash/N/         waits for deletion
@@ -29,6 +28,7 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
+from tare.engine import generated, layer_limits
 from tare.engine.paths import Paths
 from tare.errors import FailedError
 from tare.run.rootfs import UNUSED_UPPER
@@ -65,6 +65,8 @@ class Workloads:
         return path
 
     def discard(self, identity: str) -> None:
+        layer_limits.detach(path)
+        generated.remove(f"{self._files}/{identity}")
         """Take the directory away at once; its deletion follows. Not there: nothing to do."""
         path = f"{self._root}/{identity}"
         self._count += 1

@@ -92,6 +92,12 @@ class Record:
         return self.spec.image_id
 
     @property
+    @property
+    def layer_dir(self) -> str:
+        """Where its own layer is: the directory of overlay's ``upper`` and ``work``."""
+        limited = f"{self.workload_dir}/disk/_data"
+        return limited if self.spec.storage_size else self.workload_dir
+
     def running(self) -> bool:
         """True as long as Docker calls it running: paused, stopping and restarting too."""
         return self.state in _RUNNING

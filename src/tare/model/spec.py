@@ -249,6 +249,7 @@ class ContainerSpec:
     attach_stderr: bool = True
     cidfile: str = ""
     isolation: Isolation = Isolation.CONTAINER
+    storage_size: int = 0  # bytes of the container's own layer; 0 is as much as the disk has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -118,6 +118,7 @@ class Place:
     files: dict[str, str] = field(default_factory=dict)  # target -> generated host file
     joined: dict[str, int] = field(default_factory=dict)  # "network" ... -> pid of the other
     interfaces: tuple[Interface, ...] = ()  # of its own network namespace
+    layer_dir: str = ""  # where upper/ work/ are, if not in state_dir
     volumes: str = ""  # the directory that holds the volumes' directories
 
 
@@ -204,8 +205,8 @@ def plan(spec: ContainerSpec, place: Place, host: Host) -> Sandbox:
         interfaces=[i.plain() for i in place.interfaces] if _own_network(spec) else [],
         root={
             "layers": list(place.layers),
-            "upper": f"{place.state_dir}/upper",
-            "work": f"{place.state_dir}/work",
+            "upper": f"{place.layer_dir or place.state_dir}/upper",
+            "work": f"{place.layer_dir or place.state_dir}/work",
             "attributes": _root_attributes(spec),
             "volatile": spec.auto_remove,
         },

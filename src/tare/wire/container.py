@@ -256,6 +256,7 @@ def host_config(spec: ContainerSpec) -> Json:
         "IpcMode": names.ipc or "private",
         "Cgroup": "",
         "Links": list(spec.links) or None,
+        **({"StorageOpt": {"size": str(spec.storage_size)}} if spec.storage_size else {}),
         "OomScoreAdj": spec.oom_score_adj or 0,
         "PidMode": names.pid,
         "Privileged": walls.privileged,

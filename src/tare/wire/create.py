@@ -281,11 +281,19 @@ def _sysctls(host: HostConfig) -> dict[str, str]:
     return dict(host.sysctls or {})
 
 
+def _storage_size(host: HostConfig) -> int:
+    text = (host.storage_opt or {}).get("size", "")
+    return values.size(text) if text else 0
+
+
 def _check_host(host: HostConfig) -> list[str]:
     """Refuse or warn of what has no place in a `ContainerSpec`."""
     warnings = []
-    if host.storage_opt:
-        raise UnsupportedError("--storage-opt is not supported by this storage driver")
+    for name in host.storage_opt or {}:
+        if name != "size":
+            raise UnsupportedError(
+                f"--storage-opt {name[:40]} is not supported: size is, the layer's largest size"
+            )
     if host.volume_driver not in (None, "", "local"):
         raise UnsupportedError(f"volume driver {host.volume_driver!r} is not supported")
     if host.cgroup_parent:
@@ -407,5 +415,6 @@ def create(body: CreateBody, image_id: str, image: ImageConfig) -> tuple[Contain
         attach_stdout=bool(body.attach_stdout),
         attach_stderr=bool(body.attach_stderr),
         isolation=isolation(host),
+        storage_size=_storage_size(host),
         cidfile=values.checked_text("cidfile", host.container_id_file or ""),
     ), warnings + more
