@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from securesystemslib.signer import CryptoSigner, SSlibKey
+from tuf.api.metadata import MetaFile
 
 from tare.errors import DeniedError, InvalidError
 from tare.model.digest import Digest
@@ -24,8 +26,6 @@ NAME = "registry.example/team/app:1"
 OLD, NEW = Digest.of(b"old"), Digest.of(b"new")
 KEYS = {role: [PrivateKey.generate("ed25519")] for role in ROLES}
 ROOTS = [PrivateKey.generate("ed25519") for _ in range(3)]
-
-pytestmark = pytest.mark.attack("A34")
 
 
 def author(now: int = NOW) -> Author:
@@ -58,6 +58,7 @@ def forged(raw: bytes, change: Callable[[dict[str, object]], object], key: Priva
     return document.to_bytes()
 
 
+@pytest.mark.attack("A34")
 def test_what_is_published_is_found() -> None:
     state = trusting(author())
 
@@ -65,6 +66,7 @@ def test_what_is_published_is_found() -> None:
     assert find(state, "registry.example/team/app:2", NOW) is None
 
 
+@pytest.mark.attack("A34")
 def test_what_moves_on_is_followed_and_what_was_is_refused() -> None:
     made = author()
     before = dict(made.files)
@@ -78,6 +80,7 @@ def test_what_moves_on_is_followed_and_what_was_is_refused() -> None:
         refreshed(state, served(before), NOW + 1)
 
 
+@pytest.mark.attack("A34")
 def test_an_old_snapshot_under_a_new_timestamp_is_refused() -> None:
     made = author()
     behind = deepcopy(made)
@@ -90,6 +93,7 @@ def test_an_old_snapshot_under_a_new_timestamp_is_refused() -> None:
         refreshed(state, served(behind.files), NOW)
 
 
+@pytest.mark.attack("A34")
 def test_a_frozen_registry_is_noticed_by_its_age() -> None:
     made = author()
     state = trusting(made)
@@ -103,6 +107,7 @@ def test_a_frozen_registry_is_noticed_by_its_age() -> None:
     assert find(state, NAME, None) == Target(OLD, 3)
 
 
+@pytest.mark.attack("A34")
 def test_a_snapshot_of_another_release_is_refused() -> None:
     made = author()
     old = dict(made.files)
@@ -114,6 +119,7 @@ def test_a_snapshot_of_another_release_is_refused() -> None:
         refreshed(state, served(mixed), NOW)
 
 
+@pytest.mark.attack("A34")
 def test_targets_of_another_release_are_refused() -> None:
     made = author()
     old = made.files["2.targets.json"]
@@ -124,6 +130,7 @@ def test_targets_of_another_release_are_refused() -> None:
         refreshed(state, served({**made.files, "3.targets.json": old}), NOW)
 
 
+@pytest.mark.attack("A34")
 @pytest.mark.parametrize(
     "name", ["timestamp.json", "2.snapshot.json", "2.targets.json", "2.root.json"]
 )
@@ -135,6 +142,7 @@ def test_files_without_an_end_are_refused(name: str) -> None:
         refreshed(started(made.files["1.root.json"]), served(endless), NOW)
 
 
+@pytest.mark.attack("A34")
 @pytest.mark.parametrize("name", ["timestamp.json", "2.snapshot.json", "2.targets.json"])
 def test_a_file_that_is_missing_is_said_to_be(name: str) -> None:
     made = author()
@@ -144,6 +152,7 @@ def test_a_file_that_is_missing_is_said_to_be(name: str) -> None:
         refreshed(started(made.files["1.root.json"]), served(rest), NOW)
 
 
+@pytest.mark.attack("A34")
 def test_the_key_of_a_stranger_does_not_count() -> None:
     made = author()
     raw = forged(made.files["timestamp.json"], lambda s: s.update(version=9), fresh_key())
@@ -152,6 +161,7 @@ def test_the_key_of_a_stranger_does_not_count() -> None:
         refreshed(trusting(made), served({**made.files, "timestamp.json": raw}), NOW)
 
 
+@pytest.mark.attack("A34")
 def test_a_threshold_is_of_keys_not_of_signatures() -> None:
     made = Author.create({**KEYS, "root": ROOTS}, NOW, thresholds={"root": 2})
     state = trusting(made)
@@ -166,6 +176,7 @@ def test_a_threshold_is_of_keys_not_of_signatures() -> None:
             refreshed(state, served({**made.files, "2.root.json": raw}), NOW)
 
 
+@pytest.mark.attack("A34")
 def test_a_stolen_root_key_of_two_cannot_change_the_root() -> None:
     made = Author.create({**KEYS, "root": ROOTS}, NOW, thresholds={"root": 2})
     state = trusting(made)
@@ -177,6 +188,7 @@ def test_a_stolen_root_key_of_two_cannot_change_the_root() -> None:
         refreshed(state, served(thief.files), NOW)
 
 
+@pytest.mark.attack("A34")
 def test_keys_are_rotated_step_by_step() -> None:
     made = author()
     state = trusting(made)
@@ -188,6 +200,7 @@ def test_keys_are_rotated_step_by_step() -> None:
         assert find(refreshed(before, served(made.files), NOW), NAME, NOW) == Target(NEW, 3)
 
 
+@pytest.mark.attack("A34")
 def test_a_gap_in_the_chain_of_roots_ends_it() -> None:
     made = author()
     state = trusting(made)
@@ -199,6 +212,7 @@ def test_a_gap_in_the_chain_of_roots_ends_it() -> None:
         refreshed(state, served(gap), NOW)
 
 
+@pytest.mark.attack("A34")
 def test_a_root_of_the_wrong_number_is_refused() -> None:
     made = author()
     state = trusting(made)
@@ -209,6 +223,7 @@ def test_a_root_of_the_wrong_number_is_refused() -> None:
         refreshed(state, served({**made.files, "2.root.json": made.files["3.root.json"]}), NOW)
 
 
+@pytest.mark.attack("A34")
 def test_numbers_that_a_thief_ran_up_are_recovered_from_by_rotation() -> None:
     made = author()
     thief = deepcopy(made)
@@ -225,6 +240,7 @@ def test_numbers_that_a_thief_ran_up_are_recovered_from_by_rotation() -> None:
     assert find(state, NAME, NOW) == Target(OLD, 3)
 
 
+@pytest.mark.attack("A34")
 def test_a_delegate_speaks_for_its_own_names_only() -> None:
     made = author()
     made.delegate("app", [fresh_key()], ["registry.example/team/app:*"], NOW)
@@ -238,6 +254,7 @@ def test_a_delegate_speaks_for_its_own_names_only() -> None:
     assert find(state, escaped, NOW) is None
 
 
+@pytest.mark.attack("A34")
 def test_a_delegate_without_its_key_says_nothing() -> None:
     made = author()
     made.delegate("app", [fresh_key()], ["registry.example/team/app:*"], NOW)
@@ -248,11 +265,13 @@ def test_a_delegate_without_its_key_says_nothing() -> None:
         trusting(made)
 
 
+@pytest.mark.attack("A34")
 def test_a_role_cannot_name_a_file_elsewhere() -> None:
     with pytest.raises(InvalidError, match="name of a role"):
         author().delegate("../../etc/passwd", ROOTS[:1], ["*"], NOW)
 
 
+@pytest.mark.attack("A34")
 def test_metadata_of_another_publisher_is_refused() -> None:
     other = Author.create({role: [fresh_key()] for role in ROLES}, NOW)
 
@@ -260,6 +279,7 @@ def test_metadata_of_another_publisher_is_refused() -> None:
         refreshed(started(author().files["1.root.json"]), served(other.files), NOW)
 
 
+@pytest.mark.attack("A34")
 def test_one_kind_of_metadata_is_not_taken_for_another() -> None:
     made = author()
     swapped = {**made.files, "timestamp.json": made.files["2.snapshot.json"]}
@@ -270,6 +290,7 @@ def test_one_kind_of_metadata_is_not_taken_for_another() -> None:
         started(made.files["timestamp.json"])
 
 
+@pytest.mark.attack("A34")
 def test_what_a_failed_refresh_brought_is_not_kept() -> None:
     made = author()
     state = trusting(made)
@@ -283,6 +304,7 @@ def test_what_a_failed_refresh_brought_is_not_kept() -> None:
     assert find(state, NAME, NOW) == before
 
 
+@pytest.mark.attack("A34")
 def test_an_author_goes_on_from_its_files() -> None:
     made = author()
     made.delegate("app", [fresh_key()], ["registry.example/team/app:*"], NOW)
@@ -298,6 +320,7 @@ def test_an_author_goes_on_from_its_files() -> None:
         Author.load(made.files, []).publish({}, NOW)
 
 
+@pytest.mark.attack("A34")
 def test_pythons_own_client_reads_what_is_published(tmp_path: Path) -> None:
     from tuf.api.exceptions import DownloadHTTPError
     from tuf.ngclient import FetcherInterface, Updater
@@ -325,6 +348,7 @@ def test_pythons_own_client_reads_what_is_published(tmp_path: Path) -> None:
 ORIGINAL = author()
 
 
+@pytest.mark.attack("A34")
 @given(
     name=st.sampled_from(sorted(ORIGINAL.files)),
     at=st.integers(0, 100_000),
@@ -356,7 +380,32 @@ ANY = st.recursive(
 )
 
 
+@pytest.mark.attack("A34")
 @given(raw=st.binary(max_size=200) | ANY.map(lambda v: json.dumps(v).encode()))
 def test_any_other_file_is_refused_with_a_sentence(raw: bytes) -> None:
     with pytest.raises(DeniedError):
         started(raw)
+
+
+@pytest.mark.attack("A34")
+def test_a_key_under_two_ids_counts_once() -> None:
+    one, other = PrivateKey.generate("ed25519"), PrivateKey.generate("ed25519")
+    keys = {"root": [other], "targets": [one, other], "snapshot": [other], "timestamp": [other]}
+    made = Author.create(keys, NOW, thresholds={"targets": 2})
+    first = made.files["1.root.json"]
+    root, again = made.root.signed, CryptoSigner(one.key).public_key
+    twin = SSlibKey.from_dict("ab" * 32, again.to_dict())
+    root.keys[twin.keyid] = twin
+    root.roles["targets"].keyids = [again.keyid, twin.keyid]
+    root.version = 2
+    made._put(made.root, [other], "2.root.json")
+    targets = made.targets["targets"]
+    targets.signatures.clear()
+    for public in (again, twin):
+        targets.sign(CryptoSigner(one.key, public), append=True)
+    raw = made.files["1.targets.json"] = targets.to_bytes()
+    made.snapshot.signed.meta["targets.json"] = MetaFile(1, len(raw))
+    made._release(set(), NOW)
+
+    with pytest.raises(DeniedError, match="listed under two ids"):
+        refreshed(started(first), lambda name, _: made.files.get(name), NOW)

@@ -12,6 +12,7 @@ a registry, a directory, a stick. It never goes back. Not for: publishing (``tuf
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -135,6 +136,11 @@ def _by(
     """See that enough keys of *role*, each counted once, signed *document*."""
     try:
         delegator.verify_delegate(role, document.signed_bytes, document.signatures)
+        # python-tuf counts ids: a key that is listed under two of them would count twice.
+        ids = delegator.get_delegated_role(role).keyids
+        keys = [json.dumps(delegator.get_key(one).keyval, sort_keys=True) for one in ids]
+        if len(set(keys)) != len(keys):
+            raise ValueError("one key is listed under two ids")
     except _WRONG as error:
         raise DeniedError(f"{what} is not signed by enough of its keys: {error}") from error
 
