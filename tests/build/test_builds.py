@@ -17,13 +17,14 @@ import socket
 import subprocess
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Final
 
 import pytest
 
-from build.conftest import Builds, Outcome, packed
+from build.conftest import Builds, Connection, Outcome, packed
 
 pytestmark = [pytest.mark.system, pytest.mark.needs("root", "overlay", "cgroup", "busybox")]
 
@@ -437,6 +438,57 @@ def test_a_file_is_fetched_and_what_is_not_what_it_should_be_is_refused(
     assert builds.read("web:1", "d/f.txt") == "fetched"
     assert f"sha256:{digest}" in bad.error
     assert "404" in gone.error
+
+
+def test_two_equal_builds_at_once_do_each_step_once(builds: Builds) -> None:
+    # It ends only when the second build waits for it, which that build says.
+    text = {
+        "Dockerfile": "FROM busybox\nRUN --mount=type=cache,id=twice,target=/c"
+        " echo run >> /c/runs && while [ ! -e /c/go ]; do usleep 1000; done; cp /c/runs /runs\n"
+    }
+    release = {
+        "Dockerfile": "FROM busybox\nRUN --mount=type=cache,id=twice,target=/c touch /c/go\n"
+    }
+    found: dict[str, Outcome] = {}
+    seen: list[str] = []
+    both = []
+    for name in ("twice:1", "twice:2"):
+        both.append(threading.Thread(target=watched, args=(builds, text, name, found, seen)))
+        both[-1].start()
+        wait_until(lambda: any(line.startswith("Step 2/2") for line in seen))
+    wait_until(lambda: any("another build is doing this already" in line for line in seen))
+
+    released = builds.build(release)
+    for thread in both:
+        thread.join()
+
+    assert not released.error
+    assert found["twice:1"].id == found["twice:2"].id
+    assert builds.read("twice:1", "runs") == "run\n"
+
+
+def watched(
+    builds: Builds, files: dict[str, str], name: str, found: dict[str, Outcome], seen: list[str]
+) -> None:
+    """Build *name*, and tell its lines as they come."""
+    connection = Connection(builds.engine.run_dir / "tare.sock")
+    try:
+        connection.request("POST", f"/build?t={name}", packed(files))
+        lines = []
+        for line in connection.getresponse():
+            lines.append(json.loads(line))
+            seen.append(str(lines[-1].get("stream", lines[-1].get("status", ""))))
+        found[name] = Outcome(lines)
+    finally:
+        connection.close()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait for something that will come; generous, for a host that is busy."""
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.01)
 
 
 def test_what_base_images_set_and_are_made_for_is_known_to_the_checks(builds: Builds) -> None:

@@ -33,6 +33,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
 
 from tare.image.store import ImageStore
 from tare.model.digest import Digest
@@ -107,7 +108,7 @@ class Cache:
         self._database = self._open(directory / "cache.db")
         self._leases: dict[Digest, Lease] = {}
         self._busy: Counter[str] = Counter()  # cache mounts that steps have mounted
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         with self._lock:
             rows = self._database.execute(
                 "SELECT DISTINCT layer FROM steps WHERE layer IS NOT NULL"
@@ -274,7 +275,7 @@ class Cache:
                     os.utime(path)
 
     def turn(self, identity: str) -> asyncio.Lock:
-        """What steps hold that may use a cache mount only one after the other."""
+        """What steps hold that may use or make the same thing only one after the other."""
         return self._turns.setdefault(identity, asyncio.Lock())
 
     # --- housekeeping -------------------------------------------------------------------------

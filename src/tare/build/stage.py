@@ -9,6 +9,7 @@ Not for: which stages run, and when (``executor``).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import posixpath
@@ -43,7 +44,7 @@ from tare.build.dockerfile import (
     Workdir,
     expand,
 )
-from tare.build.request import Progress, State, StepInfo
+from tare.build.request import Note, Progress, State, StepInfo
 from tare.build.threads import in_thread
 from tare.build.tree import DirectoryTree
 from tare.errors import InvalidError
@@ -195,10 +196,33 @@ class StageRun:
         step = step or self.info(written)
         key = graph.key_of(parts)
         found = builder.look_up(key)
-        if found is not None:
-            self._push(found, created_by)
-            builder.tell(Progress(step=step, state=State.CACHED, result=self.made.link))
-            return
+        async with contextlib.AsyncExitStack() as held:
+            if found is None and not builder.request.no_cache:
+                # Two equal builds at once: one does the step, the other has what it made.
+                turn = builder.host.cache.turn(f"step {key}")
+                if turn.locked():
+                    builder.tell(Note(f"another build is doing this already: {written.original}"))
+                await held.enter_async_context(turn)
+                found = builder.look_up(key)
+            if found is None:
+                await self._made(step, written, parts, make, created_by=created_by, files=files)
+                return
+        self._push(found, created_by)
+        builder.tell(Progress(step=step, state=State.CACHED, result=self.made.link))
+
+    async def _made(
+        self,
+        step: StepInfo,
+        written: Instruction,
+        parts: Mapping[str, str],
+        make: Make,
+        *,
+        created_by: str,
+        files: Files,
+    ) -> None:
+        """Do a step that the cache has not."""
+        builder = self.builder
+        key = graph.key_of(parts)
         what = written.original
         described = await in_thread(files)
         why = tuple(builder.why(what, key, parts, described))
