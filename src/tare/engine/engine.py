@@ -35,8 +35,8 @@ from tare.engine.fabric import Fabric, NoFabric, fabric_of
 from tare.engine.health import Checks
 from tare.engine.ids import Blocks, Rest
 from tare.engine.images import Images
-from tare.engine.ledger import Ledger
 from tare.engine.keeping import Keeping
+from tare.engine.ledger import Ledger
 from tare.engine.lifecycle import Lifecycle
 from tare.engine.limits import Abilities
 from tare.engine.networks import Networks
@@ -49,6 +49,7 @@ from tare.engine.trust import Trust
 from tare.engine.updates import Updates
 from tare.engine.volume_transfer import Transfers
 from tare.engine.volumes import Volumes
+from tare.engine.weighing import Weight, cool, weigh
 from tare.engine.workloads import Workloads
 from tare.image.store import ImageStore
 from tare.kernel import cgroup
@@ -194,8 +195,8 @@ class Engine:
         await asyncio.to_thread(self.images.recover)
         await asyncio.to_thread(self.registries.recover)
         await asyncio.to_thread(self.trust.collect)
-        self.volumes.recover()
         await asyncio.to_thread(layer_limits.attach_all, list(self._store.all()))
+        self.volumes.recover()
         await self.networks.begin()
         await self._attachments.begin()
         await recovery.recover(self._lifecycle)
@@ -214,8 +215,8 @@ class Engine:
         await self._fabric.close()
         await self._workloads.close()
         await self._driver.close()
-        self.registries.close()
         layer_limits.detach_all(self._store.all())
+        self.registries.close()
         self.images.close()
         self._store.close()
         await asyncio.to_thread(self.ledger.close)
@@ -238,6 +239,14 @@ class Engine:
 
         return await explain(self._core, ref)
 
+    async def weigh(self, ref: str, *, surface: bool = False) -> Weight:
+        """What a running workload takes of this host, and what of it it can reach."""
+        return await weigh(self._core, ref, surface=surface)
+
+    async def cool(self, ref: str) -> int:
+        """Drop what the page cache has of an image's layers; how many files that were."""
+        return await cool(self._core, ref)
+
     @property
     def busy(self) -> bool:
         """Whether anything runs or is about to: an idle daemon may end."""
@@ -251,6 +260,9 @@ class Engine:
         return event.id if event.id.startswith("sha256:") else ""
 
     async def _request(self, record: Record) -> Request:
+        layer_limits.check_reserve(self.paths.state, self.config.reserve)
+        if record.spec.storage_size:
+            await asyncio.to_thread(layer_limits.attach, record)
         await self.trust.check(record.image_id, record.spec.image, "start")
         if any(m.kind is MountKind.VOLUME for m in record.spec.mounts):
             opened = await self.images.tree(record.image_id)
@@ -260,9 +272,6 @@ class Engine:
         return replace(wanted, record=record, interfaces=interfaces)
 
     async def _keep_house(self) -> None:
-        layer_limits.check_reserve(self.paths.state, self.config.reserve)
-        if record.spec.storage_size:
-            await asyncio.to_thread(layer_limits.attach, record)
         """What must be done now and then, off every request's path."""
         while True:
             await asyncio.sleep(_HOUSEKEEPING)

@@ -22,6 +22,7 @@ from tare.api.routes import (
     system,
     trust,
     volumes,
+    weighing,
 )
 from tare.api.routing import Routes
 
@@ -31,5 +32,6 @@ def install(routes: Routes) -> None:
     for noun in (
         absent, archives, audit, budget, building, containers, execs, images, keeping, machines,
         networks, observe, own, registries, streaming, system, trust, volumes, ledger,
+        weighing,
     ):  # fmt: skip
         noun.install(routes)

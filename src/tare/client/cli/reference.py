@@ -14,7 +14,7 @@ Made by `python -m tare.client.cli.reference > docs/cli.md` from the tables that
 a test compares the two. Names, short forms, output and exit codes are those of Docker's CLI 28.
 Options that Docker does not have are `--security-profile`, `logs --raw` and `save --format`;
 commands that it does not have are `audit`, `budget`, `doctor`, `explain`, `image bootstrap`, `trust`,
-`vm`, `volume export` and `volume import`.
+`vm`, `volume export`, `volume import` and `weigh`.
 
 Errors are one sentence on standard error, with a hint below where there is something to do. Exit
 codes: 125 for options that make no sense and for containers that could not be made or started, 126
