@@ -174,6 +174,9 @@ def test_docker_compose_brings_a_project_up_and_down(site: Site, tmp_path: Path)
     assert site.browse("http://127.0.0.1:8088/") == "composed"
     again = client(site, *project, "up", "-d", directory=str(tmp_path))
     assert again.returncode == 0 and site.out("ps", "-q") == before
+    anew = client(site, *project, "up", "-d", "--force-recreate", "-t", "1", directory=str(tmp_path))
+    assert anew.returncode == 0, anew.stderr
+    assert not set(site.out("ps", "-q").split()) & set(before.split())
     down = client(site, *project, "down", "-t", "1", directory=str(tmp_path))
     assert down.returncode == 0, down.stderr
     assert site.out("network", "ls", "-qf", "type=custom") == ""

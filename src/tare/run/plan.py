@@ -111,7 +111,7 @@ class Place:
     id: str
     name: str
     layers: tuple[str, ...]
-    state_dir: str  # holds upper/ work/ files/ log
+    state_dir: str  # holds files/ log, and upper/ work/ unless they have a place of their own
     run_dir: str
     cgroup: str
     id_block: tuple[int, int] | None
