@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,10 @@ from typing import Final
 
 CONTENT: Final = b"nobody but its owner may read or change this line\n"
 MARK: Final = "TARE_TEST_SESSION"
+_OTHERS: Final = re.compile(r" /var/tmp/tt-\d+-")
+"""Mount points of test sessions, which may run side by side."""
+_PREPARED: Final = re.compile(r"tp[0-9a-f]{12}")
+"""Links that keepers make ahead of time: they come and go with spares, of whatever engine."""
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
@@ -48,10 +53,12 @@ def _facts(path: Path) -> tuple[int, int, int, int, int, int]:
     return (seen.st_ino, seen.st_mode, seen.st_uid, seen.st_gid, seen.st_size, seen.st_mtime_ns)
 
 
-def _mounts() -> frozenset[str]:
+def _mounts(own: str) -> frozenset[str]:
     # Fields from the device on: the ids before it change when a namespace is made anew.
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return frozenset(line.split(" ", 2)[2] for line in lines)
+    return frozenset(
+        line.split(" ", 2)[2] for line in lines if own in line or not _OTHERS.search(line)
+    )
 
 
 def mounts_below(directory: Path) -> list[str]:
@@ -96,7 +103,8 @@ class Canaries:
         files: dict[str, object] = {str(path): self._fact(path) for path in self._watched}
         files["the canary's content"] = self._content()
         files.update((name, _text(name)) for name in self._SETTINGS)
-        return files, _mounts(), _names("/sys/class/net"), _names("/run/netns")
+        links = frozenset(n for n in _names("/sys/class/net") if not _PREPARED.fullmatch(n))
+        return files, _mounts(self._own), links, _names("/run/netns")
 
     def _fact(self, path: Path) -> object:
         try:

@@ -9,13 +9,11 @@ Not for: whether KVM really boots a guest; that takes a boot, and `vm` will do i
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pwd
 import resource
 import shutil
 import sqlite3
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -77,34 +75,28 @@ def _networks(paths: Paths) -> Check:
             "networks", lacking, "containers have loopback only, --network host, or another's",
             "run the engine as root, with the package nftables installed",
         )  # fmt: skip
-    walls = _foreign_walls()
+    from tare.network.firewall import foreign_walls
+
+    walls = {hook: found for hook in ("input", "forward") if (found := foreign_walls(hook))}
     if walls:
+        closed = "; ".join(f"{hook}: {', '.join(found)}" for hook, found in walls.items())
+        costs = {
+            "input": "containers' questions for names do not reach the name server",
+            "forward": "containers reach nothing outside, and nobody their published ports",
+        }
         return _warn(
-            "networks", f"the host's own firewall closes its input: {', '.join(walls)}",
-            "containers' questions for names do not reach the name server, unless it lets them in",
-            "let in UDP and TCP port 53 from interfaces tb*, for example"
-            " `ufw allow in on BRIDGE to any port 53`; `ip -br link` shows the bridges",
+            "networks", f"the host's own firewall closes what it does not know ({closed})",
+            ", and ".join(costs[hook] for hook in walls) + ", unless it lets them",
+            _LET_THROUGH,
         )  # fmt: skip
     return _ok("networks", "bridges, the packet filter and published ports are possible")
 
 
-def _foreign_walls() -> list[str]:
-    """Tables of others whose input is closed unless they open it."""
-    done = subprocess.run(
-        ["nft", "-j", "list", "chains"], capture_output=True, check=False, timeout=20
-    )
-    try:
-        found = json.loads(done.stdout)["nftables"]
-    except (ValueError, KeyError):
-        return []
-    return [
-        f"{chain['family']} {chain['table']}"
-        for chain in (one.get("chain", {}) for one in found)
-        if chain.get("hook") == "input"
-        and chain.get("policy") == "drop"
-        and chain.get("family") in ("ip", "ip6", "inet")
-        and not chain["table"].startswith("tare_")
-    ]
+_LET_THROUGH: Final = (
+    "for each bridge that `ip -br link` shows (tb...): with ufw `ufw allow in on BRIDGE to any port"
+    " 53`, `ufw route allow in on BRIDGE` and `ufw route allow out on BRIDGE`; with firewalld"
+    " `firewall-cmd --permanent --zone=trusted --add-interface=BRIDGE` and `firewall-cmd --reload`"
+)
 
 
 def _ok(check: str, seen: str) -> Check:

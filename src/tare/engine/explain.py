@@ -8,12 +8,15 @@ Not for: the host as a whole (engine.doctor).
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import signal
 import time
+from collections.abc import Sequence
 from typing import Final
 
+from tare.engine import network_values
 from tare.engine.budget import Budgets, counted
 from tare.engine.core import Core
 from tare.engine.ids import UNIT
@@ -24,6 +27,7 @@ from tare.model.networking import Joined, Published
 from tare.model.record import HealthStatus, Record
 from tare.model.spec import Isolation, MountKind, SecurityProfile
 from tare.model.state import STATUS, State
+from tare.network import firewall
 from tare.network.values import engine_tag, table_name
 from tare.run import plan
 
@@ -50,7 +54,7 @@ async def explain(core: Core, ref: str) -> Explanation:
         verdict=tuple(verdict),
         advice=tuple(advice),
         limits=tuple(_limits(record, core.budgets)),
-        ports=tuple(_ports(record, table_name(engine_tag(str(core.paths.state))))),
+        ports=tuple(await _ports(record, core)),
         networks=tuple(_networks(record)),
         isolation=tuple(_isolation(record)),
         volumes=tuple(_volumes(record, core)),
@@ -244,16 +248,46 @@ def _project(project: str, budgets: Budgets) -> list[Limit]:
 # --- network ----------------------------------------------------------------------------------
 
 
-def _ports(record: Record, table: str) -> list[Port]:
+async def _ports(record: Record, core: Core) -> list[Port]:
+    if not any(joined.ports for joined in record.networks):
+        return []
+    if core.paths.rootless:
+        return [_relayed(port, record.alive) for joined in record.networks for port in joined.ports]
+    table = table_name(engine_tag(str(core.paths.state)))
+    walls = await asyncio.to_thread(firewall.foreign_walls, "forward")
     found = []
     for joined in record.networks:
-        for port in joined.ports:
-            found.append(_port(record, joined, port, table))
+        network = core.networks.find(joined.network_id)
+        together = network is not None and not network_values.network(network).isolated
+        found += [_port(record, joined, p, table, walls, together=together) for p in joined.ports]
     return found
 
 
-def _port(record: Record, joined: Joined, port: Published, table: str) -> Port:
-    host = f"[{port.host_address}]" if ":" in port.host_address else port.host_address
+def _relayed(port: Published, alive: bool) -> Port:
+    """Of an engine without root there is no rule: a program of the user's holds the port."""
+    host = _shown(port.host_address)
+    rule = "no rule: pasta or slirp4netns of this container listens there, as an ordinary program"
+    return Port(
+        f"{host}:{port.host_port} -> {port.container_port}/{port.protocol}",
+        rule if alive else f"none while it does not run; then: {rule}",
+        _reach(port.host_address),
+    )
+
+
+def _shown(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+def _port(
+    record: Record,
+    joined: Joined,
+    port: Published,
+    table: str,
+    walls: Sequence[str],
+    *,
+    together: bool,
+) -> Port:
+    host = _shown(port.host_address)
     where = joined.ipv6 if ":" in port.host_address else joined.ipv4
     target = where or joined.ipv4 or joined.ipv6 or "the container"
     family = "6" if ":" in port.host_address else "4"
@@ -261,14 +295,21 @@ def _port(record: Record, joined: Joined, port: Published, table: str) -> Port:
     rule = (
         f"nft: table inet {table}, map {'any' if everywhere else 'at'}{family}: {port.protocol} to"
         f" {host} port {port.host_port} goes to {target} port {port.container_port},"
-        f" network {joined.network}"
+        f" network {joined.network} (chains arriving for others and own for this host; chain in"
+        " lets it through)"
     )
     if not record.alive:
         rule = f"none while it does not run; then: {rule}"
+    reach = [_reach(port.host_address)]
+    if together:
+        inside = f"{_shown(target)}:{port.container_port}"
+        reach.append(f"containers of the network {joined.network} reach {inside} without it")
+    if walls and not port.host_address.startswith(("127.", "::1")):
+        reach.append(f"the host's own firewall ({', '.join(walls)}) decides too: tare doctor")
     return Port(
         f"{host}:{port.host_port} -> {port.container_port}/{port.protocol}",
         rule,
-        _reach(port.host_address),
+        "; ".join(reach),
     )
 
 
@@ -280,7 +321,7 @@ def _reach(address: str) -> str:
     if found.is_loopback:
         return "programs of this host only: it is published on the loopback address"
     if found.is_unspecified:
-        return "everybody who reaches any address of this host"
+        return "everybody who reaches any address of this host, containers of other networks too"
     return f"everybody who reaches {found}"
 
 

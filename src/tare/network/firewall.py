@@ -22,6 +22,7 @@ Not for: bridges (`bridge`), or which ports are free (`ports`).
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -203,6 +204,33 @@ def _ruleset(tag: str, entries: list[Entry]) -> str:
             rules = rules.replace("LINKS", link_prefix(tag)).replace("FLOOD", str(_FLOOD))
         lines += [rules, "}"]
     return "\n".join(lines) + "\n"
+
+
+def foreign_walls(hook: str) -> list[str]:
+    """Tables of others that keep out what they do not know at *hook*, ``input`` or ``forward``.
+
+    By the policy of a chain, or because it is firewalld, whose last rule refuses. What the old
+    iptables (legacy) holds is not seen here.
+    """
+    program = shutil.which("nft", path=_PATH)
+    if program is None:
+        return []
+    try:
+        done = subprocess.run(
+            [program, "-j", "list", "chains"], capture_output=True, check=False, timeout=_TIMEOUT
+        )
+        chains = [one["chain"] for one in json.loads(done.stdout)["nftables"] if "chain" in one]
+    except (OSError, subprocess.TimeoutExpired, ValueError, KeyError):
+        return []
+    found = {
+        f"{chain['family']} {chain['table']}"
+        for chain in chains
+        if chain.get("hook") == hook
+        and chain["family"] in ("ip", "ip6", "inet")
+        and not chain["table"].startswith("tare_")
+        and (chain.get("policy") == "drop" or chain["table"] == "firewalld")
+    }
+    return sorted(found)
 
 
 def unavailable() -> str:
