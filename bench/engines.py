@@ -60,9 +60,19 @@ class Api:
             raise BenchError(f"{method} {path}: {answer.status} {told[:300].decode()}")
         return told
 
-    def create(self, *command: str, name: str = "", network: str = "none") -> str:
-        """A container, without a network unless one is named; its id."""
-        body = {"Image": IMAGE, "Cmd": list(command), "HostConfig": {"NetworkMode": network}}
+    def create(
+        self, *command: str, name: str = "", network: str = "none", published: int = 0
+    ) -> str:
+        """A container, without a network unless one is named; its id.
+
+        *published* is the port of 127.0.0.1 that leads to its port 80.
+        """
+        host: dict[str, object] = {"NetworkMode": network}
+        body: dict[str, object] = {"Image": IMAGE, "Cmd": list(command), "HostConfig": host}
+        if published:
+            body["ExposedPorts"] = {"80/tcp": {}}
+            at = {"HostIp": "127.0.0.1", "HostPort": str(published)}
+            host["PortBindings"] = {"80/tcp": [at]}
         query = f"?name={name}" if name else ""
         made = json.loads(self.ask("POST", f"/containers/create{query}", body))
         return str(made["Id"])

@@ -48,7 +48,12 @@ default_ulimits = []
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+[network]
+firewall_driver = "iptables"
 """
+
+
+_NO_NETWORKS: Final = ("--bridge", "none", "--ip-forward=false", "--iptables=false")
 
 
 def cache() -> Path:
@@ -208,6 +213,7 @@ def docker(directory: Path, archive: Path) -> Iterator[Engine]:
 
 
 def _docker(base: Path, archive: Path, inside: list[str]) -> Iterator[Engine]:
+    networks = not os.environ.get("TARE_SOCKET")  # then this is a network namespace of our own
     programs = cache() / "usr"
     dockerd = programs / "sbin/dockerd"
     search = f"{programs}/bin:{programs}/sbin:{os.environ['PATH']}"
@@ -247,7 +253,7 @@ def _docker(base: Path, archive: Path, inside: list[str]) -> Iterator[Engine]:
              "--data-root", str(base / "data"), "--exec-root", str(base / "exec"),
              "--pidfile", str(base / "docker.pid"), "--config-file", str(base / "daemon.json"),
              "--exec-opt", "native.cgroupdriver=cgroupfs", "--storage-driver", "overlay2",
-             "--bridge", "none", "--ip-forward=false", "--iptables=false", "--ip6tables=false"],
+             "--ip6tables=false", *(() if networks else _NO_NETWORKS)],
             base / "dockerd.log", {"PATH": search},
         )  # fmt: skip
         stack.callback(daemon.stop)
@@ -283,7 +289,9 @@ def _podman(base: Path, archive: Path, inside: list[str]) -> Iterator[Engine]:
     program = "podman" if inside else shutil.which("podman")
     if program is None:
         raise BenchError("podman is not here (python3 bench/peers.py install)")
-    (base / "containers.conf").write_text(_CONTAINERS_CONF)
+    (base / "networks").mkdir()
+    configured = f'{_CONTAINERS_CONF}network_config_dir = "{base}/networks"\n'
+    (base / "containers.conf").write_text(configured)
     runtime = "crun" if inside else shutil.which("crun") or shutil.which("runc") or "crun"
     command = [*inside, program, "--root", f"{base}/root", "--runroot", f"{base}/run", "--tmpdir",
                f"{base}/tmp", "--storage-driver", "overlay", "--runtime", runtime]  # fmt: skip

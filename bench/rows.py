@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import building
+import published
 import pulling
 from engines import IMAGE, BenchError, Engine
 from peers import Runtime
@@ -147,15 +148,12 @@ def _cli_once(engine: Engine) -> Callable[[], None]:
 def _bridged(
     stage: Stage, once: Callable[[Engine, str, contextlib.ExitStack], Once]
 ) -> Iterator[dict[str, Once]]:
-    """On the default bridge, and the same container without a network beside it; tare only.
-
-    The peers here run without networks of their own (`peers`).
-    """
+    """On each engine's default bridge, and by tare without a network beside it."""
     with contextlib.ExitStack() as stack:
         subjects: dict[str, Once] = {}
         for engine in stage.engines:
+            subjects[engine.name] = once(engine, "bridge", stack)
             if engine.name == "tare":
-                subjects["tare"] = once(engine, "bridge", stack)
                 subjects["no network"] = once(engine, "none", stack)
         yield subjects
 
@@ -221,6 +219,29 @@ def _list(stage: Stage) -> Iterator[dict[str, Once]]:
             stack.callback(api.close)
             subjects[engine.name] = _timed(api.names)
         yield subjects
+
+
+_AUDITED: Final = 100
+
+
+@contextlib.contextmanager
+def _audit(stage: Stage) -> Iterator[dict[str, Once]]:
+    """A full audit beside a hundred containers; peers have none."""
+    subjects: dict[str, Once] = {}
+    with contextlib.ExitStack() as stack:
+        for engine in stage.engines:
+            if engine.name == "tare":
+                for _ in range(_AUDITED):
+                    stack.enter_context(_running(engine))
+                subjects["tare"] = _audit_once(engine, stack)
+        yield subjects
+
+
+def _audit_once(engine: Engine, stack: contextlib.ExitStack) -> Once:
+    api = engine.api()
+    stack.callback(api.close)
+    timed = _timed(lambda: api.ask("POST", "/tare/audit", {}))
+    return lambda: timed() / 1000
 
 
 @contextlib.contextmanager
@@ -350,6 +371,10 @@ def _company_row(action: str, title: str) -> Row:
     return Row(f"idle-{action}", title, "x", 15, subjects, (Bound("", 1.3),))
 
 
+_PUBLISHED: Final = (
+    Bound(published.OWN, 0.95, at_least=True), Bound("podman", 1, at_least=True),
+)  # fmt: skip
+
 ROWS: Final = (
     Row("runtime", "start to exit inside the runtime", "ms", 15, _runtime,
         (Bound("floor", 3), Bound("crun", 1))),
@@ -358,12 +383,19 @@ ROWS: Final = (
     Row("cli-run", "CLI run --rm", "ms", 15, _cli_run,
         (Bound("podman", 1 / 4), Bound("docker", 1 / 10))),
     Row("api-run-bridge", "API create, start, wait, remove, on the bridge", "ms", 15,
-        lambda stage: _bridged(stage, _api_once), (Bound("no network", 1.5),)),
+        lambda stage: _bridged(stage, _api_once),
+        (Bound("no network", 1.5), Bound("podman", 1 / 12), Bound("docker", 1 / 20))),
     Row("cli-run-bridge", "CLI run --rm, on the bridge", "ms", 15,
-        lambda stage: _bridged(stage, _cli_network_once), (Bound("no network", 1.3),)),
+        lambda stage: _bridged(stage, _cli_network_once),
+        (Bound("no network", 1.3), Bound("podman", 1 / 8), Bound("docker", 1 / 10))),
+    Row("published", "requests by 127.0.0.1 to a published port, wrk on 32 connections", "/s", 7,
+        lambda stage: published.requests(stage.directory, stage.engines), _PUBLISHED),
+    Row("published-bulk", "the same, iperf3 on one connection", "Gbit/s", 15,
+        lambda stage: published.bulk(stage.directory, stage.engines), _PUBLISHED),
     Row("exec", "API exec of true", "ms", 15, _exec, (Bound("docker", 1 / 8),)),
     Row("memory", "memory per idle container (PSS)", "MiB", 3, _memory, (Bound("", 0.1),)),
     Row("list", "API list of 1 container", "ms", 31, _list, (Bound("docker", 1),)),
+    Row("audit", "full audit of 100 containers", "s", 5, _audit, (Bound("", 5),)),
     Row("throughput", "containers per second, 8 clients", "/s", 1, _throughput,
         (Bound("", 100, at_least=True),)),
     _pull_row("gzip"),

@@ -22,10 +22,21 @@ from pathlib import Path
 
 import newer
 import peers
+import published
 from engines import BenchError, Engine
 from rows import ROWS, Bound, Row, Stage
 
-SUBJECTS = ("floor", "tare", "no network", "crun", "runc", "podman", "docker", "buildx")
+SUBJECTS = (
+    "floor",
+    "tare",
+    "no network",
+    "own address",
+    "crun",
+    "runc",
+    "podman",
+    "docker",
+    "buildx",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +210,8 @@ def main(arguments: list[str]) -> int:
     if os.geteuid() != 0:
         note("only root can start the peers")
         return 1
+    if not os.environ.get("TARE_SOCKET"):
+        published.enter_own_network()
     peers.adopt_orphans()
     figures: list[Figure] = []
     with contextlib.ExitStack() as stack:
