@@ -16,7 +16,7 @@ import pytest
 
 from harness.needs import needs
 from harness.sites import Site
-from tare.audit import engine, image, workload, workload_process
+from tare.audit import container, engine, image, workload, workload_process
 from tare.audit.container import Limits, Workload
 from tare.audit.engine import Facts
 from tare.audit.files import Places
@@ -97,7 +97,7 @@ def made(spec: ContainerSpec | None = None, **changes: object) -> Workload:
 def around(**changes: object) -> Surroundings:
     found = Surroundings(
         namespaces={}, mounts=[], shared_groups=frozenset({7}), sockets={}, sensitive={},
-        state=None, apparmor=True, selinux=True, own_root=True, cgroup_parent="tare",
+        state=None, run=None, apparmor=True, selinux=True, own_root=True, cgroup_parent="tare",
     )  # fmt: skip
     return replace(found, **changes)  # type: ignore[arg-type]  # of the test's own choice
 
@@ -318,9 +318,9 @@ def test_a_machine_says_what_it_satisfies_by_being_one() -> None:
         assert (item.level, item.seen) == (Level.PASS, why)
     # What is shared with it and what it may use is probed as of any workload.
     assert worst(workload.judge(machine, "workload-sensitive-mounts", context)) is Level.FAIL
-    assert worst(workload.judge(replace(machine, limits=Limits()), "workload-memory", context)) is (
-        Level.WARN
-    )
+    unlimited = replace(machine, limits=Limits())
+    assert worst(workload.judge(unlimited, "workload-pids", context)) is Level.WARN
+    assert worst(workload.judge(unlimited, "workload-memory", context)) is Level.PASS
 
 
 def test_processes_that_are_gone_are_no_verdict() -> None:
@@ -330,6 +330,28 @@ def test_processes_that_are_gone_are_no_verdict() -> None:
     for name in ("workload-capabilities", "workload-seccomp", "workload-new-privileges"):
         assert worst(workload.judge(gone, name, context)) is Level.NOTE
     assert worst(workload.judge(gone, "workload-read-only", context)) is Level.NOTE
+
+
+def test_a_group_that_is_not_the_workloads_own_is_not_about_it() -> None:
+    # As in an engine without control groups: the process is in a group with many others.
+    record = replace(made().record, pid=os.getpid())
+
+    found = container.look(record, look(Paths(Path("/s"), Path("/r"), Path("/c"))))
+
+    assert [process.pid for process in found.processes] == [os.getpid()]
+    assert found.limits == Limits()
+    assert worst(workload.judge(found, "workload-pids", Context(around=around()))) is Level.WARN
+
+
+def test_what_an_ordinary_user_may_not_look_at_is_not_there(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o000)
+    view = View(tmp_path)
+
+    assert view.text("/closed/x") == ""
+    assert view.status("/closed/x") is None
+    assert view.listed("/missing") == []
+    assert view.files_below("/closed") == []
 
 
 def test_one_process_without_a_filter_is_enough() -> None:

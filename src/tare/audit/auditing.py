@@ -113,7 +113,7 @@ class _Look:
         if self._names[Scope.ENGINE]:
             found |= await self._of_engine(around, workloads)
         if self._names[Scope.WORKLOAD]:
-            found |= self._judged(workloads, around)
+            found |= await asyncio.to_thread(self._judged, workloads, around)
         if self._names[Scope.IMAGE]:
             found |= await images.audit(
                 self._engine, self._asked, self._names[Scope.IMAGE], self.remarks

@@ -8,6 +8,8 @@ Not for: judging (`workload`).
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +84,8 @@ def look(
     """Read everything about *record*'s processes now."""
     directory = proc / str(record.pid)
     groups = procfs.group_paths(directory)
-    cut = {name: _cut(path, record.id) for name, path in groups.items()}
+    # A group that is not the workload's own holds others too: what is there is not about it.
+    cut = {name: _cut(path, record.id) for name, path in groups.items() if record.id in path}
     places = procfs.group_directories(cut, around.mounts)
     spaces = procfs.namespaces(directory)
     shared = {k for k, inode in spaces.items() if inode in around.namespaces.get(k, ())}
@@ -105,22 +108,33 @@ def look(
 
 def _cut(path: str, identity: str) -> str:
     """The workload's own group, when its process is in one below it."""
-    before, found, _ = path.partition(identity)
-    return before + identity if found else path
+    return path.partition(identity)[0] + identity
 
 
 def _processes(first: int, places: Mapping[str, str], proc: Path) -> list[Process]:
     pids: set[int] = set()
     for name in ("pids", "", "memory", "freezer"):
         if name in places and first:
-            pids.update(cgroup_tree.members(places[name]))
+            with contextlib.suppress(OSError):
+                pids.update(cgroup_tree.members(places[name]))
             if first in pids:
                 break
             pids.clear()
+    if first and not pids:
+        pids = _same_namespace(first, proc)
     pids.discard(first)
     ordered = [first, *sorted(pids)[:PROCESSES_MAX]]
     found = (procfs.process(proc / str(pid)) for pid in ordered if pid)
     return [one for one in found if one is not None]
+
+
+def _same_namespace(first: int, proc: Path) -> set[int]:
+    """The processes that share *first*'s process namespace, where it has one of its own."""
+    own = procfs.namespaces(proc / str(first)).get("pid")
+    if own is None or own == procfs.namespaces(proc / "self").get("pid"):
+        return {first}
+    names = (name for name in os.listdir(proc) if name.isdigit())
+    return {int(n) for n in names if procfs.namespaces(proc / n).get("pid") == own} | {first}
 
 
 def _limits(places: Mapping[str, str]) -> Limits:

@@ -8,6 +8,7 @@ Not for: judging the host (`host`).
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,8 @@ class Surroundings:
     shared_groups: frozenset[int]  # peer groups that the host's own mounts are in
     sockets: Mapping[str, Place]  # engines' sockets that are there, by path
     sensitive: Mapping[str, Place]
-    state: Place | None  # the engine's own directory
+    state: Place | None  # the engine's own directories
+    run: Place | None
     apparmor: bool
     selinux: bool
     own_root: bool  # whether user id 0 here is the host's own
@@ -69,11 +71,19 @@ def look(paths: Paths, proc: Path = Path("/proc")) -> Surroundings:
         sockets=_placed(sockets, table, need_socket=True),
         sensitive=_placed(sensitive, table, need_socket=False),
         state=procfs.place(os.path.realpath(paths.state), table),
+        run=procfs.place(os.path.realpath(paths.run), table),
         apparmor=procfs.text("/sys/module/apparmor/parameters/enabled").strip() == "Y",
         selinux=procfs.text("/sys/fs/selinux/enforce").strip() == "1",
         own_root=own_root,
         cgroup_parent=paths.cgroup_parent,
     )
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:  # also where an ordinary user's engine may not look
+        return False
 
 
 def _placed(
@@ -82,7 +92,7 @@ def _placed(
     found: dict[str, Place] = {}
     for path in dict.fromkeys(wanted):
         real = os.path.realpath(path)
-        if not (Path(real).is_socket() if need_socket else os.path.isdir(real)):
+        if not (_is_socket(real) if need_socket else os.path.isdir(real)):
             continue
         where = procfs.place(real, table)
         if where is not None and where not in found.values():

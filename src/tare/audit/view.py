@@ -21,6 +21,13 @@ from tare.audit.procfs import MountLine
 _LIMIT: Final = 1 << 20  # sysctl files refuse to be read in larger pieces
 
 
+def _regular(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """The host as files below *root*."""
@@ -83,7 +90,7 @@ class View:
         for base, _, names in os.walk(top):
             for name in names:
                 full = os.path.join(base, name)
-                if stat.S_ISREG(os.lstat(full).st_mode):
+                if _regular(full):
                     found.append(full[len(str(self.root).rstrip("/")) :])
             if len(found) > 4000:
                 break

@@ -108,17 +108,25 @@ def _foreign(workload: Workload, around: Surroundings) -> list[MountLine]:
             mount.root.lstrip("/") in _HARMLESS_DEVICES or f"/dev{mount.root}" in devices
         ):
             continue
-        if _engines_own(mount, workload, around.state):
+        if _engines_own(mount, workload, around):
             continue
         found.append(mount)
     return found
 
 
-def _engines_own(mount: MountLine, workload: Workload, state: Place | None) -> bool:
-    if state is None or mount.device != state.device:
-        return False
-    own = (f"{state.path}/workloads/{workload.record.id}", f"{state.path}/volumes")
-    return any(procfs.below(mount.root, one) and mount.root != one for one in own)
+def _engines_own(mount: MountLine, workload: Workload, around: Surroundings) -> bool:
+    """Whether it is a file that the engine made for this workload, or a volume."""
+    identity = workload.record.id
+    own = [
+        Place(place.device, f"{place.path.rstrip('/')}/{name}")
+        for place, names in (
+            (around.state, (f"workloads/{identity}", "volumes")),
+            (around.run, (f"workloads/{identity}", f"files/{identity}")),
+        )
+        if place is not None
+        for name in names
+    ]
+    return any(place.holds(mount) and mount.root != place.path for place in own)
 
 
 def _sensitive(workload: Workload, context: Context) -> Iterable[Item]:
@@ -263,6 +271,8 @@ def _memory(workload: Workload, _: Context) -> Item:
     at = Evidence(workload.limits.directory or "control group", str(limit or "no limit"))
     if limit:
         return finding.ok(f"at most {limit >> 20} MiB", at)
+    if workload.machine:
+        return finding.ok("the machine has the memory that it was made with, and no more", at)
     return finding.warn("no limit on memory", at)
 
 
