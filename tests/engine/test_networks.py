@@ -79,7 +79,7 @@ class Bench:
         return self.store.add(
             Record(
                 id=identity, name=name, spec=spec, created_ns=1, state=State.STARTING,
-                workload_dir=str(files.parent), networks=places,
+                workload_dir=str(files.parent), files_dir=str(files), networks=places,
             )
         )  # fmt: skip
 
@@ -265,7 +265,7 @@ def test_a_start_gives_addresses_names_and_links_and_an_end_takes_them_back(benc
         assert links[0].gateways == ("10.1.0.1",)
         assert [one.address(4) for one in bench.fabric.admitted.values()]
         assert bench.fabric.table.zones[0].hosts[0].names == ("web", "www", record.id[:12])
-        assert "10.1.0.2\t" in Path(record.workload_dir, "files/hosts").read_text()
+        assert "10.1.0.2\t" in Path(record.files_dir, "hosts").read_text()
         assert bench.attachments.members(network) == [(record.id, "web")]
         bench.end(record)
         await asyncio.sleep(0.01)
@@ -573,7 +573,7 @@ def test_the_default_network_asks_our_server_only_where_the_hosts_cannot_be_aske
         record = await bench.start(bench.container("web", "default"))
         await bench.attachments.named(record)
         gateway = record.networks[0].gateway
-        asked = Path(record.workload_dir, "files/resolv.conf").read_text().splitlines()
+        asked = Path(record.files_dir, "resolv.conf").read_text().splitlines()
 
         assert asked == [f"nameserver {gateway if local else '192.0.2.53'}", "search corp"]
         assert [zone.listen for zone in bench.fabric.table.zones] == ([(gateway,)] if local else [])

@@ -533,17 +533,17 @@ class Attachments:
 
     def _write_alone(self, record: Record) -> None:
         """Write the files of a container that is in no network, or in another's."""
-        directory = f"{record.workload_dir}/files"
+        directory = record.files_dir
         generated.write(directory, record.spec, record.id)
         mode = record.spec.namespaces.network
         other = self._store.find(mode.removeprefix("container:"))
         if mode.startswith("container:") and other is not None:
-            generated.copy(f"{other.workload_dir}/files", directory)
+            generated.copy(other.files_dir, directory)
 
     def _write_files(self, record: Record) -> None:
         networks = {one.id: one for one in self._networks.all()}
         try:
-            generated.write_linked(f"{record.workload_dir}/files", record, networks)
+            generated.write_linked(record.files_dir, record, networks)
         except OSError as error:
             raise FailedError(f"cannot write the container's /etc/hosts: {error}") from error
 

@@ -269,9 +269,10 @@ class _Workplace:
             id_block=self._block,
             cgroup=f"{budgets.group_path(budgets.project_of(spec))}/{self._identity}",
             workload_dir=os.fspath(self.directory),
+            files_dir=f"{self.directory}/files",
             networks=places,
         )
-        generated.write(f"{record.workload_dir}/files", spec, record.id)
+        generated.write(record.files_dir, spec, record.id)
         record, interfaces = await core.attachments.attach(record, recorded=False)
         wanted = Request(record=record, layers=layers, interfaces=interfaces)
         ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()

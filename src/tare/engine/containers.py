@@ -122,6 +122,7 @@ class Containers(Copying):
             id_block=block,
             cgroup=f"{budgets.group_path(budgets.project_of(spec))}/{identity}",
             workload_dir=directory,
+            files_dir=f"{paths.files}/{identity}",
             log_path=f"{directory}/log",
         )
 

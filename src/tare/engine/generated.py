@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -189,12 +190,21 @@ def _read(path: str) -> str:
         return ""
 
 
+def remove(directory: str) -> None:
+    """Remove the files of a container; none there is no error."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def _put(path: str, text: str) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o644)
+    try:
+        descriptor = os.open(path, flags, 0o644)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        descriptor = os.open(path, flags, 0o644)
     try:
         os.write(descriptor, text.encode())
-        os.fchown(descriptor, os.geteuid(), os.getegid())  # of a directory used again
+        os.fchown(descriptor, os.geteuid(), os.getegid())
         os.fchmod(descriptor, 0o644)
     finally:
         os.close(descriptor)

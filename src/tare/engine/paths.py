@@ -82,6 +82,11 @@ class Paths:
         return self.state / "spare"
 
     @property
+    def files(self) -> Path:
+        """Where each container's hosts, hostname and resolv.conf are; written at every start."""
+        return self.run / "files"
+
+    @property
     def socket(self) -> Path:
         """The API's unix socket."""
         return self.run / "tare.sock"
@@ -112,7 +117,7 @@ class Paths:
         # Others pass through the run directory of root's engine to its socket, nothing else.
         self.run.chmod(0o700 if self.rootless else 0o711)
         self.state.chmod(0o700)
-        for path in (self.workloads, self.trash, self.spare, self.run / "workloads"):
+        for path in (self.workloads, self.trash, self.spare, self.run / "workloads", self.files):
             path.mkdir(exist_ok=True, mode=0o700)
             path.chmod(0o700)
         self._check_format()

@@ -332,7 +332,7 @@ class Sandboxes:
 
     def _place(self, request: Request) -> Place:
         record = request.record
-        files = f"{record.workload_dir}/files"
+        files = record.files_dir
         block = record.id_block
         if self._host.rootless:
             block = IdBlock(base=0, size=rootless.IDS)  # those of the user's own namespace

@@ -6,12 +6,15 @@
         upper/ work/       overlay's: what the container wrote (made by run.rootfs)
         disk/              in place of upper/ and work/, with a size limit (engine.layer_limits)
         log log.1 ...      run.logs
+    run/files/ID/          0700: hosts, hostname, resolv.conf (engine.generated)
     state/spare/N/         the same, never written to by its last owner
     state/trash/N/         waits for deletion
 
 On ext4 creating directories after mass deletes is slow (it scans recently deleted inodes), so a
-directory whose upper layer stayed empty is used again. One is taken out of the trash only some
-time after its container ended: the kernel may still be taking the old overlay down.
+directory whose upper layer stayed empty is used again. Never an inode that a container has seen:
+whoever it gave a descriptor to may still hold it, and would write to the next one's. One is taken
+out of the trash only some time after its container ended: the kernel may still be taking the old
+overlay down.
 
 Not for: what is inside upper/ (run.rootfs, image.changes).
 """
@@ -20,20 +23,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import os
 import shutil
-import struct
 from collections.abc import Callable
 from typing import Final
 
 from tare.engine import generated, layer_limits
 from tare.engine.paths import Paths
 from tare.errors import FailedError
-from tare.run.rootfs import UNUSED_UPPER
 
-_FS_IOC_GETFLAGS: Final = 0x80086601
 _SPARES: Final = 256
 _GRACE: Final = 1.0  # seconds between a removal and the look at what it left
 
@@ -44,6 +42,7 @@ class Workloads:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._root, self._bin = os.fspath(paths.workloads), os.fspath(paths.trash)
+        self._files = os.fspath(paths.files)
         self._spares: list[str] = []
         self._trash: list[str] = []
         self._count = 0
@@ -55,7 +54,6 @@ class Workloads:
         try:
             if not self._reuse(path):
                 os.mkdir(path, 0o700)
-                os.mkdir(f"{path}/files", 0o755)
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)
             raise FailedError(
@@ -65,10 +63,10 @@ class Workloads:
         return path
 
     def discard(self, identity: str) -> None:
-        layer_limits.detach(path)
-        generated.remove(f"{self._files}/{identity}")
         """Take the directory away at once; its deletion follows. Not there: nothing to do."""
         path = f"{self._root}/{identity}"
+        layer_limits.detach(path)
+        generated.remove(f"{self._files}/{identity}")
         self._count += 1
         target = f"{self._bin}/{identity[:24]}-{self._count}"
         try:
@@ -83,6 +81,9 @@ class Workloads:
         for name in os.listdir(self._paths.workloads):
             if not known(name):
                 self.discard(name)
+        for name in os.listdir(self._files):
+            if not known(name):
+                generated.remove(f"{self._files}/{name}")
         spare, trash = os.fspath(self._paths.spare), os.fspath(self._paths.trash)
         self._trash += [f"{spare}/{name}" for name in os.listdir(spare)]
         waiting = set(self._trash)
@@ -143,8 +144,7 @@ def _unused(path: str) -> bool:
         for name in os.listdir(path):
             match name:
                 case "upper":
-                    _clear_upper(f"{path}/upper")
-                    os.rename(f"{path}/upper", f"{path}/{UNUSED_UPPER}")
+                    os.rmdir(f"{path}/upper")
                 case "work":
                     # What overlayfs leaves there, also with "volatile"; anything else fails.
                     for left in ("incompat/volatile", "incompat", "work"):
@@ -154,32 +154,8 @@ def _unused(path: str) -> bool:
                         return False
                 case "log":
                     os.truncate(f"{path}/log", 0)
-                case _ if name in ("files", UNUSED_UPPER):
-                    pass
                 case _:
                     os.unlink(f"{path}/{name}")
     except OSError:
         return False
     return True
-
-
-def _clear_upper(path: str) -> None:
-    """OSError if anything was written to *path*; owner and mode are set again at its next use."""
-    if os.listdir(path) or _flags(path) != _flags(os.path.dirname(path)):
-        raise OSError(errno.ENOTEMPTY, "a container wrote to it", path)
-    for name in os.listxattr(path):
-        if not name.startswith(("trusted.overlay.", "user.overlay.")):
-            raise OSError(errno.ENOTEMPTY, "it has attributes of a container", path)
-        os.removexattr(path, name)
-
-
-def _flags(directory: str) -> int:
-    """The directory's inode flags, ioctl_iflags(2); 0 where the file system has none."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        (flags,) = struct.unpack("l", fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(8)))
-    except OSError:
-        return 0
-    finally:
-        os.close(descriptor)
-    return int(flags)

@@ -82,6 +82,7 @@ class Record:
     layers: tuple[str, ...] = ()  # diff_ids (hex) of the image, bottom first, pinned at create
     cgroup: str = ""  # the workload's cgroup below the hierarchy's mount point
     workload_dir: str = ""
+    files_dir: str = ""
     log_path: str = ""
     warnings: tuple[str, ...] = ()
     networks: tuple[Joined, ...] = ()
@@ -92,12 +93,12 @@ class Record:
         return self.spec.image_id
 
     @property
-    @property
     def layer_dir(self) -> str:
         """Where its own layer is: the directory of overlay's ``upper`` and ``work``."""
         limited = f"{self.workload_dir}/disk/_data"
         return limited if self.spec.storage_size else self.workload_dir
 
+    @property
     def running(self) -> bool:
         """True as long as Docker calls it running: paused, stopping and restarting too."""
         return self.state in _RUNNING

@@ -25,8 +25,6 @@ _KEPT_LAYERS: Final = 512
 _SKELETON_MODE: Final = 0o755
 _SKELETON_DIRECTORIES: Final = ("", "dev", "etc", "proc", "sys")
 _SKELETON_FILES: Final = ("etc/hosts", "etc/hostname", "etc/resolv.conf")
-UNUSED_UPPER: Final = "upper.unused"
-"""Beside its place, an upper directory that nobody has written to and that may be used."""
 _SCRATCH: Final = "/sys"
 """Where a child that mounts in a namespace of its own puts a file system for its mount points."""
 _DETACHED_LAYERS: Final = [True]  # whether this kernel's overlay takes detached mounts
@@ -204,14 +202,10 @@ def make_skeleton(directory: str) -> str:
 
 def _make_upper(root: Root, lowers: list[int], owner: int) -> None:
     try:
-        # A directory that was used before, as good as new, costs no new inode.
-        os.rename(f"{os.path.dirname(root['upper'])}/{UNUSED_UPPER}", root["upper"])
-    except FileNotFoundError:
-        try:
-            os.mkdir(root["upper"], 0o700)
-        except FileExistsError:
-            os.makedirs(root["work"], 0o700, exist_ok=True)
-            return
+        os.mkdir(root["upper"], 0o700)
+    except FileExistsError:
+        os.makedirs(root["work"], 0o700, exist_ok=True)
+        return
     status = os.fstat(lowers[-1])
     os.makedirs(root["work"], 0o700, exist_ok=True)
     os.chown(root["upper"], max(status.st_uid, owner), max(status.st_gid, owner))

@@ -388,7 +388,7 @@ def inspect(
     """``GET /containers/ID/json``; *sizes* are those of the writable layer and of all."""
     spec = record.spec
     args = spec.process.args
-    files = f"{record.workload_dir}/files" if record.workload_dir else ""
+    files = record.files_dir
     block = record.id_block
     found: Json = {
         "Id": record.id,
