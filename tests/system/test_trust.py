@@ -319,7 +319,7 @@ def test_signatures_of_another_repository_do_not_count(
     document = signature.json()
     listed = [document["config"], *document["layers"]]  # type: ignore[misc]
     for blob in listed:
-        found = registry.ask("GET", f"/v2/team/app/blobs/{blob['digest']}")  # type: ignore[index]
+        found = registry.ask("GET", f"/v2/team/app/blobs/{blob['digest']}")
         registry.push_blob("team/billing", found.body)
     done = registry.ask(
         "PUT", f"/v2/team/billing/manifests/{tag}", signature.body, Content_Type=MANIFEST
@@ -466,3 +466,27 @@ def test_a_publisher_that_is_followed_says_which_digest_a_tag_has(
     assert "does not know" in unknown
     engine.out("trust", "unfollow", repository)
     assert "no rule and no key" in refused(engine, "run", "--rm", publisher.image)
+
+
+@pytest.mark.attack("A35")
+def test_an_archive_does_not_take_a_name_from_another_image_while_trust_is_on(
+    engine: Engine, shared: Path, tmp_path: Path
+) -> None:
+    key = str(tmp_path / "k")
+    engine.out("trust", "key", "generate", key)
+    engine.out("trust", "key", "add", f"{key}.pub", "--scope", "*")
+    engine.out("load", "-q", "-i", str(shared))
+    engine.out("run", "--name", "made", "box:1", "touch", "/changed")
+    engine.out("commit", "made", "box:2")
+    engine.out("tag", "box:2", "other:1")
+    engine.out("trust", "sign", "--local", "--key", f"{key}.key", "other:1")
+    engine.out("trust", "sign", "--local", "--key", f"{key}.key", "box:1")
+    engine.out("save", "-o", str(tmp_path / "a.tar"), "other:1")
+    engine.out("tag", "box:1", "other:1")
+    engine.out("trust", "sign", "--local", "--key", f"{key}.key", "other:1")
+    engine.out("trust", "on")
+
+    done = engine.tare("load", "-i", str(tmp_path / "a.tar"))
+
+    assert done.returncode != 0
+    assert "would replace other:1 by another image" in done.stderr
