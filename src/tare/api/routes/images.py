@@ -12,12 +12,13 @@ from tare.api.routes import registries
 from tare.api.routes.archives import send
 from tare.api.routes.telling import told
 from tare.api.routing import Routes
-from tare.errors import InvalidError, MissingError, TareError, UnsupportedError
+from tare.errors import FailedError, InvalidError, MissingError, TareError, UnsupportedError
 from tare.model.reference import Reference
 from tare.trust.switch import Mode
 from tare.wire import body, image
 from tare.wire import trust as wire_trust
 
+_BUILDKIT: Final = "docker.io/moby/buildkit"
 _LIST_FILTERS: Final = ("before", "dangling", "label", "reference", "since", "until")
 
 
@@ -103,7 +104,17 @@ async def _create(call: Call) -> web.StreamResponse:
     if not name:
         raise InvalidError("fromImage or fromSrc must be given")
     separator = "@" if ":" in tag else ":"
-    return await registries.pull(call, Reference.parse(f"{name}{separator}{tag}" if tag else name))
+    reference = Reference.parse(f"{name}{separator}{tag}" if tag else name)
+    try:
+        return await registries.pull(call, reference)
+    except TareError as error:
+        if reference.name != _BUILDKIT:
+            raise
+        # What a docker client with buildx does where the engine is no BuildKit.
+        raise FailedError(
+            "docker build with buildx needs BuildKit in a container, and its image cannot be"
+            f" pulled ({error}). Build without it: DOCKER_BUILDKIT=0 docker build, or tare build"
+        ) from error
 
 
 async def _import(call: Call, source: str) -> web.StreamResponse:
