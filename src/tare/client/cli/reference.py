@@ -13,7 +13,8 @@ _HEAD = """# The command line
 Made by `python -m tare.client.cli.reference > docs/cli.md` from the tables that parse options;
 a test compares the two. Names, short forms, output and exit codes are those of Docker's CLI 28.
 Options that Docker does not have are `--security-profile`, `logs --raw` and `save --format`;
-commands that it does not have are `audit`, `budget`, `doctor`, `explain`, `image bootstrap`, `trust`,
+commands that it does not have are `audit`, `budget`, `doctor`, `explain`, `image bootstrap`, `image
+outdated`, `image pin`, `image provenance`, `image rebuild`, `image sbom`, `image unpin`, `trust`,
 `vm`, `volume export`, `volume import` and `weigh`.
 
 Errors are one sentence on standard error, with a hint below where there is something to do. Exit
