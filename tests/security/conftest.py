@@ -14,6 +14,7 @@ from typing import Final
 import pytest
 
 from run.conftest import Bench, bench, busybox_layer  # noqa: F401  # fixtures
+from tare.engine.engine import erofs_from_files
 from tare.image.layers import Layers
 from tare.model.spec import ContainerSpec, ProcessSpec
 from tare.run.plan import plan
@@ -43,7 +44,7 @@ def layer(directory: Path, *entries: tuple[tarfile.TarInfo, bytes]) -> Path:
             header.size = len(content)
             archive.addfile(header, io.BytesIO(content))
     buffer.seek(0)
-    return Layers(directory, extract=False).add(buffer).path
+    return Layers(directory, extract=not erofs_from_files()).add(buffer).path
 
 
 async def start_on(

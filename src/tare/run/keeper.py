@@ -518,26 +518,34 @@ class Keeper:
 
     def _adopt(self, message: Message, descriptors: list[int], sequence: int) -> None:
         """Take over a container from a keeper that died, with the handles the daemon saved."""
-        stdin = descriptors[0] if descriptors else -1
+        handles = list(descriptors)
+        pidfd = handles.pop(0) if message.get("pidfd") and handles else -1
+        stdin = handles[0] if handles else -1
         identity = str(message["id"])
         if identity in self._kept:
             for descriptor in descriptors:
                 os.close(descriptor)
-        elif not self.adopt(f"{self._run}/workloads/{identity}", stdin):
+        elif not self.adopt(f"{self._run}/workloads/{identity}", stdin, pidfd):
+            for descriptor in descriptors:
+                os.close(descriptor)
             raise MissingError(f"container {identity[:12]} does not run any more")
         self._reply(sequence, {})
 
-    def adopt(self, run: str, stdin: int = -1) -> bool:
-        """Hold the container of the run directory *run* again; False if it does not run."""
+    def adopt(self, run: str, stdin: int = -1, pidfd: int = -1) -> bool:
+        """Hold the container of the run directory *run* again; False if it does not run.
+
+        With its *pidfd* also one that has just ended: its end is then told like any.
+        """
         try:
             with open(f"{run}/keeper.json", encoding="utf-8") as file:
                 record = json.load(file)
             sandbox: Sandbox = record["sandbox"]
             pid = int(record["pid"])
-            pidfd = os.pidfd_open(pid)
+            if found := pidfd < 0:
+                pidfd = os.pidfd_open(pid)
         except (OSError, ValueError, KeyError):
             return False
-        if _start_time(pid) != record["start_time"]:
+        if found and _start_time(pid) != record["start_time"]:
             os.close(pidfd)
             return False
         group = self._context.layout.group(sandbox["cgroup"]["path"])

@@ -135,6 +135,7 @@ class Keeper:
         self._closed = self._opening = False
         self._reached = asyncio.Event()  # clear while one keeper is replaced by the next
         self.running: dict[str, Adopted] = {}
+        self._pipes: list[int] = []  # outputs that nobody reads while there is no keeper
         self._handles: dict[str, list[int]] = {}
 
     @classmethod
@@ -203,12 +204,17 @@ class Keeper:
         return int(result.get("version", 1))
 
     async def _hand_back(self, held: Adopted) -> None:
-        """A new keeper could not adopt it alone: give it the handles, or say how it ended."""
-        descriptors = [held.stdin] if held.stdin >= 0 else []
+        """A new keeper could not adopt it alone: give it the handles, or say how it ended.
+
+        It takes one that has ended too, by its pidfd: what it said last is then in its log.
+        """
+        descriptors = [one for one in (held.pidfd, held.stdin) if one >= 0]
+        message = {"id": held.id, "pidfd": held.pidfd >= 0}
+        self.running[held.id] = held  # its end may be told right behind the answer
         try:
-            await self._request("adopt", {"id": held.id}, descriptors)
-            self.running[held.id] = held
+            await self._request("adopt", message, descriptors)
         except MissingError:
+            self.running.pop(held.id, None)
             status = process.exit_status(held.pidfd) if held.pidfd >= 0 else None
             code = 255 if status is None else process.exit_code(status)
             self._end(
@@ -278,6 +284,7 @@ class Keeper:
     def _lost(self) -> None:
         self._drop_connection()
         self._reached.clear()
+        self._hold_outputs()
         error: Exception = FailedError("the keeper died", hint="try again: a new one takes over")
         if self._opening:
             error = ConnectionResetError("the keeper died")
@@ -290,8 +297,27 @@ class Keeper:
             task.add_done_callback(lambda t: t.cancelled() or t.exception())
 
     async def _reopen(self) -> None:
-        await self._reach()
+        try:
+            await self._reach()
+        finally:
+            self._release_outputs()
         self._handlers.lost()
+
+    def _hold_outputs(self) -> None:
+        """Keep what containers say until the next keeper reads it.
+
+        A pipe that nobody has open forgets what is in it, and a container that ends closes it.
+        """
+        for identity in () if self._closed else self.running:
+            for name in ("stdout", "stderr"):
+                with contextlib.suppress(OSError):
+                    path = f"{self._run}/workloads/{identity}/{name}"
+                    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                    self._pipes.append(os.open(path, flags))
+
+    def _release_outputs(self) -> None:
+        while self._pipes:
+            os.close(self._pipes.pop())
 
     def _drop_connection(self) -> None:
         if self._connection is None:

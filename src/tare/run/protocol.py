@@ -16,7 +16,7 @@ from collections import deque
 from typing import Any, Final
 
 _LENGTH: Final = struct.Struct("<I")
-VERSION: Final = 3
+VERSION: Final = 4
 """Changes with what daemon and keeper say to each other; a keeper of another one is replaced."""
 
 MAXIMUM: Final = 16 << 20
