@@ -112,7 +112,8 @@ class Builds:
             self._running.discard(building)
             self._core.images.changed()
         if built.id is not None:
-            await origins.note(self._core.images, self._store, request, built)
+            with contextlib.suppress(MissingError):  # a collector with too small a quota took it
+                await origins.note(self._core.images, self._store, request, built)
             await self._core.trust.made(built.id, accepted=host.accepted)
             for name in built.names:
                 self._core.events.emit("image", "tag", str(built.id), {"name": name})
