@@ -333,6 +333,7 @@ def _remedy(rule: str, name: str) -> str:
     if rule == "revoked digests":
         return "Use an image that was not revoked."
     return (
+        f"If its registry has signatures that are not here: tare trust verify {name}\n"
         f"If its publisher signs: tare trust key add KEY.pub --scope {name.partition('@')[0]}\n"
         f"If you answer for it yourself: tare trust vouch {name}, or tare trust pin {name}"
     )

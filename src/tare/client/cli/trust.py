@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -309,7 +310,10 @@ def _verify(daemon: Daemon, flags: Flags, arguments: list[str]) -> int:
     for ref in arguments:
         query = {"ref": ref, "fetch": 0 if flags.flag("offline") else 1}
         where = target("/tare/trust/verdict", query)
-        headers = {} if flags.flag("offline") else headers_for(parsed(ref))
+        headers = {}
+        if not flags.flag("offline"):
+            with contextlib.suppress(InvalidError):  # an id is no name, and names no registry
+                headers = headers_for(parsed(ref))
         response = daemon.open("GET", where, headers=headers)
         found = document.decode(response.read())
         response.connection.close()
