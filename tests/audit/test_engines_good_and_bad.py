@@ -111,7 +111,7 @@ def facts(tmp_path: Path, config: Config, **changes: object) -> Facts:
     found = Facts(
         info=INFO, config=config, places=Places(), view=View(tmp_path), around=around(),
         workloads=(), default_bridge="", default_icc=False, filter={}, filter_trouble="",
-        listeners=(), keeper=0, images=2, images_used=1,
+        listeners=(), keeper=0, images=2, images_used=1, ledger=(7, ""),
     )  # fmt: skip
     return replace(found, **changes)  # type: ignore[arg-type]  # of the test's own choice
 
@@ -181,6 +181,14 @@ def test_swarm_and_enterprise_have_no_object(tmp_path: Path) -> None:
     for name in ("swarm-managers", "enterprise-ldap"):
         (item,) = engine.judge(name, found)
         assert item.standing is Standing.INAPPLICABLE
+
+
+def test_a_ledger_whose_chain_is_broken_is_told(tmp_path: Path) -> None:
+    whole = facts(tmp_path, Config())
+    broken = facts(tmp_path, Config(), ledger=(3, "entries 4 to 5 are missing"))
+
+    assert worst(engine.judge("engine-ledger", whole)) is Level.PASS
+    assert worst(engine.judge("engine-ledger", broken)) is Level.FAIL
 
 
 # --- the packet filter, as the kernel has it ------------------------------------------------------
@@ -260,7 +268,7 @@ def _base() -> Facts:
     return Facts(
         info=INFO, config=Config(), places=Places(), view=View(), around=around(), workloads=(),
         default_bridge="", default_icc=False, filter={}, filter_trouble="", listeners=(),
-        keeper=0, images=0, images_used=0,
+        keeper=0, images=0, images_used=0, ledger=(0, ""),
     )  # fmt: skip
 
 

@@ -142,6 +142,7 @@ class _Look:
         bridge = next((n.interface for n in bridges if _there(n.interface)), "")
         table, trouble = await asyncio.to_thread(packet_filter, str(engine.paths.state))
         records = await engine.containers.list(all=True)
+        chain = await asyncio.to_thread(engine.ledger.check)
         images = {str(image.id) for image in await engine.images.list()}
         facts = engine_checks.Facts(
             info=await engine.info(),
@@ -158,6 +159,7 @@ class _Look:
             keeper=_pid(engine.paths.run / "keeper.lock"),
             images=len(images),
             images_used=len(images & {record.image_id for record in records}),
+            ledger=(chain.entries, chain.fault),
         )
 
         def judge() -> dict[str, tuple[Item, ...]]:

@@ -51,6 +51,7 @@ class Facts:
     keeper: int
     images: int
     images_used: int
+    ledger: tuple[int, str]  # entries that hold, and the first fault ("" none)
     proc: Path = Path("/proc")
 
 
@@ -333,6 +334,14 @@ def _served(facts: Facts) -> list[Item]:
     return found or [finding.ok("nothing is served to others without TLS and passwords")]
 
 
+def _ledger(facts: Facts) -> Item:
+    entries, fault = facts.ledger
+    at = Evidence("entries that hold", str(entries))
+    if fault:
+        return finding.fail(f"the ledger's chain is broken: {fault}", at)
+    return finding.ok("every entry of the ledger holds", at)
+
+
 def _always(seen: str) -> Callable[[Facts], Item]:
     return lambda _: finding.ok(seen)
 
@@ -367,4 +376,5 @@ _JUDGES: Final[Mapping[str, Callable[[Facts], Item | Iterable[Item]]]] = {
     "engine-private-directories": _private,
     "engine-publish-address": _publish,
     "engine-listeners": _served,
+    "engine-ledger": _ledger,
 }

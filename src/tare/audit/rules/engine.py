@@ -224,4 +224,9 @@ CHECKS: Final[tuple[Check, ...]] = (
         "Set tls-cert, tls-key and htpasswd in [registry] of config.toml, and listen on loopback "
         "in [metrics].",
     ),
+    _own(
+        "T.2.4", "engine-ledger", "Ensure that the ledger of what was done is whole",
+        "An entry that was changed or taken out is what somebody wanted to hide.",
+        "tare ledger verify names the place; compare with an export kept elsewhere.",
+    ),
 )  # fmt: skip
