@@ -23,6 +23,7 @@ from tare.audit.secrets import Secret
 from tare.build.sbom import languages, system
 from tare.build.sbom.inventory import Files, Inventory
 from tare.build.secret_names import is_secret_file
+from tare.kernel import files
 from tare.run import rootfs
 
 _CONTENT_MAX: Final = 256 << 10
@@ -121,10 +122,9 @@ class _Walk:
         while stack and not self._cut:
             here = stack.pop()
             try:
-                handle = os.open(
-                    here or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
-                    dir_fd=self._root,
-                )  # fmt: skip
+                handle = files.open_beneath(
+                    self._root, here or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+                )
             except OSError:
                 continue
             try:
@@ -226,9 +226,9 @@ def _whole(layers: Sequence[tuple[str, LayerFacts]], paths: list[str]) -> ImageF
         return ImageFacts(layers=(), visible=frozenset(), inventory=inventory)
     root = rootfs.mounted_image(paths)
     try:
-        files = Files(root, inventory)
-        system.collect(files, inventory)
-        languages.collect(files, inventory)
+        content = Files(root, inventory)
+        system.collect(content, inventory)
+        languages.collect(content, inventory)
         named = {
             path
             for _, facts in layers
@@ -241,35 +241,36 @@ def _whole(layers: Sequence[tuple[str, LayerFacts]], paths: list[str]) -> ImageF
             layers=tuple(layers),
             visible=frozenset(path for path in named if _there(root, path)),
             inventory=inventory,
-            empty_passwords=_empty_passwords(files),
-            duplicate_ids=_duplicates(files),
+            empty_passwords=_empty_passwords(content),
+            duplicate_ids=_duplicates(content),
         )
     finally:
         os.close(root)
 
 
 def _there(root: int, path: str) -> bool:
+    """Whether the image as a whole still shows it; a link on the way leads nowhere outside."""
     try:
-        os.stat(os.fsencode(path), dir_fd=root, follow_symlinks=False)
+        os.close(files.open_in_root(root, os.fsencode(path), os.O_PATH | os.O_NOFOLLOW))
     except OSError:
         return False
     return True
 
 
-def _empty_passwords(files: Files) -> tuple[str, ...]:
+def _empty_passwords(content: Files) -> tuple[str, ...]:
     found = []
     for path in (b"etc/shadow", b"etc/passwd"):
-        for line in (files.text(path) or "").splitlines()[:5000]:
+        for line in (content.text(path) or "").splitlines()[:5000]:
             words = line.split(":")
             if len(words) > 2 and words[0] and not words[1]:
                 found.append(words[0])
     return tuple(dict.fromkeys(found))
 
 
-def _duplicates(files: Files) -> tuple[str, ...]:
+def _duplicates(content: Files) -> tuple[str, ...]:
     seen: dict[str, str] = {}
     found = []
-    for line in (files.text(b"etc/passwd") or "").splitlines()[:5000]:
+    for line in (content.text(b"etc/passwd") or "").splitlines()[:5000]:
         words = line.split(":")
         if len(words) > 3 and words[2].isdigit():
             if words[2] in seen and seen[words[2]] != words[0]:
