@@ -20,11 +20,11 @@ from tare.client.sdk import Container
 from tare.errors import FailedError, TareError
 
 KEYS: Final = ("cpu-wall", "cpu-host", "write", "read", "sync", "latency", "send", "exec")
-TURNS: Final = 200_000
+TURNS: Final = 100_000
 """Of the loop that is the processor's load."""
 _LOOP: Final = f"i=0; while [ $i -lt {TURNS} ]; do i=$((i+1)); done"
 _FILE: Final = "/.tare-weighs"
-_MEGABYTES: Final = 32
+_MEGABYTES: Final = 16
 _SYNCS: Final = 20
 _WRITE: Final = f"dd if=/dev/zero of={_FILE} bs=1048576 count={_MEGABYTES} conv=fsync 2>/dev/null"
 _READS: Final = 8

@@ -47,7 +47,7 @@ _ROWS: Final = (
     ("cpu-host", "Fixed load, CPU of the host", Unit.SECONDS, False,
      "CPU time that the control group was charged for the same loop"),
     ("write", "Disk, writing", Unit.RATE, True,
-     "32 MiB of zeros by dd, synced once at the end"),
+     "16 MiB of zeros by dd, synced once at the end"),
     ("read", "Disk, reading again", Unit.RATE, True,
      "the same file by dd, eight times: mostly from memory"),
     ("sync", "Disk, a small synced write", Unit.SECONDS, False,
