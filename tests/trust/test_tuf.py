@@ -388,6 +388,7 @@ def test_any_other_file_is_refused_with_a_sentence(raw: bytes) -> None:
 
 
 @pytest.mark.attack("A34")
+@pytest.mark.attack("A34")
 def test_a_key_under_two_ids_counts_once() -> None:
     one, other = PrivateKey.generate("ed25519"), PrivateKey.generate("ed25519")
     keys = {"root": [other], "targets": [one, other], "snapshot": [other], "timestamp": [other]}

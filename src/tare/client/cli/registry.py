@@ -83,6 +83,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "trust key generate": ("trust", "Make a key pair"),
     "trust key ls": ("trust", "List the keys that are trusted"),
     "trust key rm": ("trust", "Trust keys no more"),
+    "trust notary": ("notary", "Verify metadata of Docker Content Trust, and pin what it says"),
     "trust off": ("trust", "Verify nothing"),
     "trust on": ("trust", "Refuse images that nothing verifies"),
     "trust pin": ("trust", "Let names mean the digests they have now, and no others"),
