@@ -4,7 +4,7 @@
 
     STATE/build/            0700
         cache.db            SQLite, WAL: steps (key to layer, when, and of what parts), digests
-                            of what was copied out of stages
+                            of what was copied out of stages, and what downloads were
         mounts/HEX/         the directory of one ``RUN --mount=type=cache``
         tmp/                what a running build has on disk; emptied at the start
 
@@ -233,7 +233,7 @@ class Cache:
     # --- digests ------------------------------------------------------------------------------
 
     def digest(self, key: str) -> str | None:
-        """The digest of a selection out of layers, if it was taken before."""
+        """What was remembered under *key*: the digest of a selection, what a download was."""
         with self._lock:
             row = self._database.execute(
                 "SELECT digest FROM digests WHERE key = ?", (key,)
@@ -241,7 +241,7 @@ class Cache:
         return str(row[0]) if row is not None else None
 
     def remember(self, key: str, digest: str) -> None:
-        """Keep the digest of a selection."""
+        """Keep what costs more to find out again: a hint, worth nothing to who loses it."""
         with self._lock:
             self._database.execute(
                 "INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", (key, digest, time.time_ns())

@@ -171,7 +171,10 @@ class Registries:
         """Give the image of that tag (``latest`` by default) to the registry in its name."""
         reference = reference.with_default_tag()
         if reference.tag is None or reference.digest is not None:
-            raise InvalidError("cannot push a digest reference")
+            raise InvalidError(
+                "cannot push a digest reference",
+                hint="name it first: tare tag IMAGE REPOSITORY:TAG",
+            )
         async with Transport(self.settings) as transport:
             return await self._push(transport, reference, tell, credentials)
 

@@ -91,7 +91,9 @@ def _push(daemon: Daemon, flags: Flags, arguments: list[str]) -> int:
         if not quiet:
             say(f"Using default tag: {reference.tag}")
     if reference.digest is not None:
-        raise InvalidError("cannot push a digest reference")
+        raise InvalidError(
+            "cannot push a digest reference", hint="name it first: tare tag IMAGE REPOSITORY:TAG"
+        )
     where = target(f"/images/{quoted(reference.name)}/push", {"tag": reference.tag or ""})
     response = daemon.open("POST", where, headers=headers_for(reference))
     progress.display(response, quiet=quiet)
