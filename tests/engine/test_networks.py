@@ -137,6 +137,25 @@ def test_the_default_network_moves_where_another_took_its_subnet_before_its_firs
     run(work())
 
 
+def test_a_macvlan_is_in_the_subnet_of_its_parent_and_of_no_other_interface(bench: Bench) -> None:
+    async def work() -> None:
+        lans = ("10.1.0.0/24", "10.2.0.0/24")
+        bench.fabric.wires = dict(zip(("lan1", "lan2"), map(ip_network, lans), strict=True))
+
+        for lan, name in zip(lans, ("on", "off"), strict=True):
+            spec = NetworkSpec(
+                name=name, driver="macvlan", options={"parent": "lan1"},
+                subnets=(SubnetWish(subnet=lan),),
+            )  # fmt: skip
+            if name == "on":
+                await bench.networks.create(spec)
+                continue
+            with pytest.raises(ConflictError, match=r"overlaps with .* of the host"):
+                await bench.networks.create(spec)
+
+    run(work())
+
+
 def test_a_network_is_found_by_name_id_and_the_beginning_of_an_id(bench: Bench) -> None:
     async def work() -> None:
         identity = await bench.network("mine")

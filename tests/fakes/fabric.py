@@ -43,6 +43,7 @@ class RememberingFabric:
         self.table = Table()
         self.begun: Wanted | None = None
         self.routes: tuple[Prefix, ...] = (ip_network("172.17.0.0/16"),)
+        self.wires: dict[str, Prefix] = {}  # the host's interfaces, and where they lead
         self.refusing = ""
 
     def _try(self, call: str) -> None:
@@ -53,10 +54,12 @@ class RememberingFabric:
         return contextlib.nullcontext()
 
     def host_prefixes(self, own: Collection[str]) -> Sequence[Prefix]:
-        return self.routes
+        return (*self.routes, *(one for name, one in self.wires.items() if name not in own))
 
     def there(self, interface: str) -> bool:
-        return any(network.interface == interface for network in self.bridges.values())
+        return interface in self.wires or any(
+            network.interface == interface for network in self.bridges.values()
+        )
 
     def interface(self, network: Network, endpoint: Endpoint) -> Interface:
         return Interface(

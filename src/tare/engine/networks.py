@@ -295,9 +295,13 @@ class Networks:
 
     # --- subnets ------------------------------------------------------------------------------
 
-    def _taken(self, but: str = "") -> dict[Prefix, str]:
-        """The prefixes that a network must not meet, and whose they are; those of *but* aside."""
-        own = [record.interface for record in self.all() if record.interface]
+    def _taken(self, but: str = "", parent: str = "") -> dict[Prefix, str]:
+        """The prefixes that a network must not meet, and whose they are.
+
+        Those of the network *but* aside, and those of the host's interface *parent*: a macvlan
+        network is on its parent's wire, and so in its subnet.
+        """
+        own = [record.interface for record in self.all() if record.interface] + [parent]
         taken: dict[Prefix, str] = {}
         for one in self.fabric.host_prefixes(own):
             taken[one] = "the host"
@@ -321,7 +325,8 @@ class Networks:
 
     def _subnets(self, spec: NetworkSpec) -> tuple[SubnetWish, ...]:
         """The subnets of a new network: those asked for, and what they leave to be chosen."""
-        taken = self._taken()
+        macvlan = spec.driver == Driver.MACVLAN
+        taken = self._taken(parent=spec.options.get(PARENT_OPTION, "") if macvlan else "")
         found: builtins.list[SubnetWish] = []
         for wish in spec.subnets:
             if not wish.subnet:
