@@ -32,6 +32,7 @@ services:
     image: busybox
     command: sleep 1000
     networks: [front, back]
+    volumes: ["kept:/kept", "/scratch"]
   vault:
     image: busybox
     command: ["sh", "-c", "{SERVE.format(word="secret")}"]
@@ -43,6 +44,8 @@ networks:
   back:
     internal: true
     ipam: {{config: [{{subnet: 10.99.0.0/24}}]}}
+volumes:
+  kept: {{}}
 """
 
 
@@ -73,7 +76,7 @@ def client(site: Site, *words: str, directory: str = "/") -> subprocess.Complete
         pytest.skip(f"{words[0]} is not installed")
     return subprocess.run(
         words, env={**site.environment, "DOCKER_CONFIG": str(site.directory)}, cwd=directory,
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
 
 
@@ -174,9 +177,21 @@ def test_docker_compose_brings_a_project_up_and_down(site: Site, tmp_path: Path)
     assert site.browse("http://127.0.0.1:8088/") == "composed"
     again = client(site, *project, "up", "-d", directory=str(tmp_path))
     assert again.returncode == 0 and site.out("ps", "-q") == before
-    anew = client(site, *project, "up", "-d", "--force-recreate", "-t", "1", directory=str(tmp_path))
+    anew = client(
+        site, *project, "up", "-d", "--force-recreate", "-t", "1", directory=str(tmp_path)
+    )
     assert anew.returncode == 0, anew.stderr
     assert not set(site.out("ps", "-q").split()) & set(before.split())
-    down = client(site, *project, "down", "-t", "1", directory=str(tmp_path))
+    site.out("exec", asking, "touch", "/kept/one")
+    anew = client(
+        site, *project, "up", "-d", "-t", "1", "--force-recreate", directory=str(tmp_path)
+    )
+    assert anew.returncode == 0, anew.stderr
+    assert not set(before.split()) & set(site.out("ps", "-q").split())
+    assert site.out("exec", called("asking"), "ls", "/kept") == "one"
+    assert site.fetch(called("asking"), "http://www/") == "composed"
+    assert site.browse("http://127.0.0.1:8088/") == "composed"
+    down = client(site, *project, "down", "-v", "-t", "1", directory=str(tmp_path))
     assert down.returncode == 0, down.stderr
     assert site.out("network", "ls", "-qf", "type=custom") == ""
+    assert "proj_kept" not in site.out("volume", "ls", "-q")

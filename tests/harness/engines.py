@@ -29,7 +29,7 @@ _CODE: Final = (
     "from tare.client.cli.main import main; sys.exit(main(sys.argv[1:]))"
 )
 _PYTHON: Final = os.path.realpath(sys.executable)
-_PATIENCE: Final = 5.0
+_PATIENCE: Final = 30.0  # a host may be many times slower than the one this was written on
 
 
 def without_networks(directory: Path) -> Path:
@@ -101,7 +101,7 @@ class Engine:
             start_new_session=True,
         )
 
-    def tare(self, *words: str, timeout: float = 40) -> subprocess.CompletedProcess[str]:
+    def tare(self, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """The client, at its end."""
         client = self.begin(*words)
         try:

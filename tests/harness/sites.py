@@ -38,14 +38,14 @@ class Site(Engine):
 
     def fetch(self, name: str, url: str) -> str:
         """What a container gets from *url*; tried again until its server is up."""
-        command = f"for i in $(seq 100); do wget -qO- {url} && exit; sleep 0.1; done; exit 1"
+        command = f"for i in $(seq 300); do wget -qO- {url} && exit; sleep 0.1; done; exit 1"
         return self.out("exec", name, "sh", "-c", command)
 
     def browse(self, url: str) -> str:
         """What a program of the host gets from *url*."""
 
         def get() -> str:
-            with self.host.inside(), urlopen(url, timeout=5) as answer:
+            with self.host.inside(), urlopen(url, timeout=PATIENCE) as answer:
                 return str(answer.read().decode().strip())
 
         return eventually(get)

@@ -385,7 +385,7 @@ def test_two_hundred_networks_are_made_used_and_removed(site: Site) -> None:
         pytest.skip("curl is not installed")
     made = subprocess.run(
         ["sh", "-c", command, str(site.run_dir / "tare.sock"), *names],
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     site.serve("first", "--network", "n0")
