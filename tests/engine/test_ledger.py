@@ -55,7 +55,9 @@ def test_a_new_engine_goes_on_where_the_last_one_was_killed(tmp_path: Path) -> N
     first.close()
 
 
-def test_half_a_line_is_taken_away(tmp_path: Path) -> None:
+def test_half_a_line_is_taken_away_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = Ledger(tmp_path / "ledger")
     first.append(did="a", what="1")
     first.close()
@@ -66,7 +68,27 @@ def test_half_a_line_is_taken_away(tmp_path: Path) -> None:
     second.append(did="b", what="2")
 
     assert (second.check().entries, second.check().fault) == (2, "")
+    assert "13 bytes of it are cut away" in caplog.text
     second.close()
+
+
+def test_what_could_not_be_synced_is_synced_later(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_descriptor: int) -> None:
+        raise OSError("no space")
+
+    ledger.append(did="a", what="1")
+    with monkeypatch.context() as patch:
+        patch.setattr("tare.engine.ledger.os.fsync", broken)
+        ledger.sync()
+    assert "cannot be put on disk: no space" in caplog.text
+    assert ledger.noted() is None
+    ledger.sync()
+
+    noted = ledger.noted()
+    assert noted is not None
+    assert noted[0] == 1
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])

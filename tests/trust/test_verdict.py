@@ -23,6 +23,8 @@ from tare.trust.keys import PrivateKey
 from tare.trust.policy import NOTHING, Policy, parse
 from tare.trust.ring import Ring, Trusted
 from tare.trust.signature import Artifact
+from tare.trust.tuf import State, refreshed, started
+from tare.trust.tuf_author import ROLES, Author
 from tare.trust.verdict import Evidence, Standing, Verdict, chain, judge
 
 NOW = 1_800_000_000
@@ -308,3 +310,21 @@ def test_no_changed_byte_in_a_signature_makes_another_image_trusted(at: int, val
     changed = Artifact(bytes(raw), artifact.blobs)
 
     assert not verdict(evidence({SUBJECTS[0]: [changed]})).accepted
+
+
+@pytest.mark.attack("A34")
+def test_the_publisher_of_the_most_specific_scope_decides() -> None:
+    def state(digest: Digest) -> State:
+        made = Author.create({role: [PrivateKey.generate("ed25519")] for role in ROLES}, NOW)
+        made.publish({str(NAME): (digest, 3)}, NOW)
+        return refreshed(started(made.files["1.root.json"]), lambda n, _: made.files.get(n), NOW)
+
+    wide, narrow = state(Digest.of(b"another")), state(SUBJECTS[0])
+
+    for followed in (
+        {"reg.example/team": wide, "reg.example/team/app": narrow},
+        {"reg.example/team/app": narrow, "*": wide, "reg.example/team": wide},
+    ):
+        found = judge(NAME, evidence(), NOTHING, Ring(), NOW, followed=followed, arriving=True)
+        assert found.standing is Standing.VERIFIED
+        assert found.rule == "the publisher followed for reg.example/team/app"

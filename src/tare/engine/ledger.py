@@ -16,7 +16,6 @@ then (``tare ledger verify`` shows it), tells. Not for: what may happen (engine.
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import logging
 import os
@@ -65,6 +64,8 @@ class Ledger:
         tail = os.pread(self._file, min(size, 2 * LINE_MAX), max(0, size - 2 * LINE_MAX))
         whole = tail[: tail.rfind(b"\n") + 1]
         if len(whole) < len(tail):
+            log.warning("the ledger's last line was half written: %d bytes of it are cut away",
+                        len(tail) - len(whole))  # fmt: skip
             os.ftruncate(self._file, size - (len(tail) - len(whole)))
         number, last = 0, FIRST
         line = whole.rstrip(b"\n").rpartition(b"\n")[2]
@@ -142,9 +143,12 @@ class Ledger:
             return
         number, last = self._number, self._last
         self._synced = True
-        with contextlib.suppress(OSError):
+        try:
             os.fsync(self._file)
             files.replace(self._head, f"{number} {last}\n".encode())
+        except OSError as error:
+            self._synced = False  # the next time again
+            log.error("the ledger cannot be put on disk: %s", error)
 
     def lines(self) -> Iterator[bytes]:
         """All entries, the oldest first, without line ends."""

@@ -33,7 +33,7 @@ from tare.errors import DeniedError, InvalidError
 from tare.model import oci
 from tare.model.digest import Digest
 from tare.model.reference import Reference
-from tare.trust.identity import Identity, Match, within
+from tare.trust.identity import Identity, Match, scopes_of
 from tare.trust.keys import PublicKey
 from tare.trust.policy import Kind, Policy, Requirement, Rule
 from tare.trust.ring import Ring, Trusted
@@ -181,9 +181,9 @@ class _Judge:
         if rule is not None:
             return self._by_rule(rule)
         if self._name.tag is not None and self._name.digest is None:
-            for scope, state in followed.items():
-                if within(scope, self._name):
-                    return self._by_publisher(scope, state, arriving=arriving)
+            for scope in (*scopes_of(self._name), "*"):  # the most specific first
+                if scope in followed:
+                    return self._by_publisher(scope, followed[scope], arriving=arriving)
         if pin is not None:
             return self._make(Standing.PINNED, "pins", f"it is the pinned {pin}")
         trusted = [one for one in self._ring.keys if one.covers(self._name)]
