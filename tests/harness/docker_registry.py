@@ -21,7 +21,7 @@ USER: Final = "wolf"
 PASSWORD: Final = "secret"
 # bcrypt of PASSWORD: the registry reads no other kind.
 _HTPASSWD: Final = "wolf:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"
-_PATIENCE: Final = 60.0
+_PATIENCE: Final = 180.0
 
 
 class DockerRegistry:

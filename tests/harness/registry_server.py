@@ -23,7 +23,7 @@ _CODE: Final = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
     "from tare.api.registry.command import main; sys.exit(main(sys.argv[1:]))"
 )
-_PATIENCE: Final = 60.0
+_PATIENCE: Final = 180.0
 MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 INDEX: Final = "application/vnd.oci.image.index.v1+json"
 CONFIG: Final = "application/vnd.oci.image.config.v1+json"

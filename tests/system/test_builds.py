@@ -74,7 +74,7 @@ def test_a_base_image_is_pulled_when_it_is_missing_or_asked_for(
         first = engine.out("build", "-q", "-t", "pulled:1", str(tmp_path))
         again = engine.out("build", "-q", "--pull", "-t", "pulled:1", str(tmp_path))
         server.terminate()
-        server.communicate(timeout=30)
+        server.communicate(timeout=120)
         offline = engine.out("build", "-q", "-t", "pulled:1", str(tmp_path))
         refused = engine.tare("build", "-q", "--pull", str(tmp_path))
 

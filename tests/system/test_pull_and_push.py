@@ -25,7 +25,7 @@ from tare.image.compress import Compression
 
 pytestmark = [pytest.mark.system, pytest.mark.needs("root", "overlay", "cgroup", "busybox")]
 
-_PATIENCE = 60.0
+_PATIENCE = 180.0
 
 
 @pytest.fixture(scope="module")
