@@ -227,10 +227,15 @@ def test_value_that_makes_no_sense_is_refused(given_: dict[str, object]) -> None
     refused({"Image": "x", **given_})
 
 
+def test_a_layers_size_is_read_as_other_sizes_are() -> None:
+    assert host(StorageOpt={"size": "1.5g"}).storage_size == 3 << 29
+    assert host(StorageOpt={}).storage_size == 0
+
+
 @pytest.mark.parametrize(
     "given_",
     [
-        {"StorageOpt": {"size": "1G"}},
+        {"StorageOpt": {"fs": "xfs"}},
         {"DeviceRequests": [{"Driver": "nvidia"}]},
     ],
     ids=str,
