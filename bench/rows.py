@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import building
+import machines
 import published
 import pulling
 from engines import IMAGE, BenchError, Engine
@@ -402,6 +403,8 @@ ROWS: Final = (
     _pull_row("zstd"),
     _build_row(cold=False),
     _build_row(cold=True),
+    Row("vm-cold", "virtual machine, cold, to first output; floor: bare QEMU to its init", "s", 7,
+        lambda stage: machines.cold(stage.engines), (Bound("floor", 1.2),)),
     _company_row("start", "create to remove beside idle containers, relative to alone"),
     _company_row("bridge", "the same on a bridge with as many on it, relative to alone"),
     _company_row("exec", "exec beside idle containers, relative to alone"),

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import machines
 import newer
 import peers
 import published
@@ -210,6 +211,9 @@ def main(arguments: list[str]) -> int:
     if os.geteuid() != 0:
         note("only root can start the peers")
         return 1
+    if any(row.name.startswith("vm-") for row in options.rows):
+        with _left_out("virtual machines"):
+            machines.fetch()
     if not os.environ.get("TARE_SOCKET"):
         published.enter_own_network()
     peers.adopt_orphans()

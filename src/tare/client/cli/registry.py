@@ -52,7 +52,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "unpause": ("containers", "Let frozen containers go on"),
     "update": ("containers", "Change the limits of containers"),
     "wait": ("containers", "Wait until containers end and print their exit codes"),
-    "weigh": ("weigh", "Run an image as a container and as a virtual machine, and show the costs"),
+    "weigh": ("weigh", "Run an image as a container and as a VM, and show what each costs"),
     "builder prune": ("build", "Remove what builds keep for the next one"),
     "container prune": ("prune", "Remove all stopped containers"),
     "container inspect": ("inspect", "Show all details of containers"),

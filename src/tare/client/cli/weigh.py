@@ -151,7 +151,7 @@ def _progress_over() -> None:
 COMMANDS = {
     "weigh": Command(
         "[OPTIONS] IMAGE [-- COMMAND [ARG...]]",
-        "Run an image as a container and as a virtual machine, and show what each costs",
+        "Run an image as a container and as a VM, and show what each costs",
         _weigh,
         {
             "format": ("", "string", "Print by 'json'"),
