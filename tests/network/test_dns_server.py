@@ -101,6 +101,11 @@ class Names:
     def pid(self) -> int:
         return int((self.directory / "dns.lock").read_text())
 
+    def replaced(self, killed: int) -> bool:
+        """Whether another server has written its pid, whole, in the place of that one's."""
+        text = (self.directory / "dns.lock").read_text()
+        return text.endswith("\n") and int(text) != killed
+
     def turn(self, until: Callable[[], bool]) -> None:
         """Let the daemon's loop run until something is so."""
 
@@ -316,7 +321,7 @@ def test_a_killed_server_is_replaced_and_knows_the_same(town: Town, names: Names
     killed = names.pid()
 
     os.kill(killed, signal.SIGKILL)
-    names.turn(lambda: names.pid() != killed and (names.directory / "dns.sock").exists())
+    names.turn(lambda: names.replaced(killed) and (names.directory / "dns.sock").exists())
     names.put(zone(net, Named(("web",), ("10.1.0.2",))))
 
     assert shown(ask(asking, "10.1.0.1", "web")) == ["10.1.0.2"]
