@@ -58,6 +58,12 @@ class Partials:
         """Forget what was gathered."""
         self.path(digest).unlink(missing_ok=True)
 
+    def discard_idle(self, digest: Digest) -> None:
+        """The same, unless somebody is fetching it."""
+        with self._lock:
+            if digest.hex not in self._open:
+                self.discard(digest)
+
     def recover(self) -> None:
         """Delete what a crash left and nobody can use: call it once, before anything else."""
         for path in self.directory.glob(f"{PUSH}*"):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -242,9 +243,16 @@ class Puller:
                 tell(LayerNotice(shown, Step(Phase.WAITING, 0, one.blob.size)))
                 missing[one.diff_id] = one
         room_for(self._partials, [*missing.values()])
-        await together(
-            [self._downloads.layer(one, lease, _for(one, tell)) for one in missing.values()]
-        )
+        try:
+            await together(
+                [self._downloads.layer(one, lease, _for(one, tell)) for one in missing.values()]
+            )
+        except FailedError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+                for one in missing.values():  # a full disk is not kept full
+                    self._partials.discard_idle(one.blob.digest)
+            raise
 
     def _name(
         self,
