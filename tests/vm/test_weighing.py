@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.engines import Engine
+from harness.sites import Site
 
 pytestmark = [pytest.mark.system, pytest.mark.needs("root", "overlay", "erofs", "cgroup", "qemu")]
 
@@ -87,3 +88,28 @@ def test_what_cannot_be_weighed_is_one_sentence(
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert engine.all() == {}
+
+
+@pytest.mark.needs("nft")
+def test_a_network_is_measured_from_the_client(
+    session_directory: Path, busybox_archive: Path
+) -> None:
+    directory = session_directory / "wn"
+    directory.mkdir()
+    site = Site(directory)
+    try:
+        site.out("load", "-q", "-i", str(busybox_archive))
+        found = json.loads(
+            site.out(
+                "weigh", "--only", "container", "--rounds", "1", "--format", "json", "busybox",
+                "--", "echo", "hi",
+            )
+        )  # fmt: skip
+        site.clean()
+    finally:
+        site.stop()
+        site.host.close()
+
+    rows = {row["Key"]: row for row in found["Figures"]}
+    assert rows["latency"]["Sides"]["container"]["Median"] > 0, rows["latency"]["Missing"]
+    assert rows["send"]["Sides"]["container"]["Median"] > 0, rows["send"]["Missing"]
