@@ -113,3 +113,20 @@ def test_a_network_is_measured_from_the_client(
     rows = {row["Key"]: row for row in found["Figures"]}
     assert rows["latency"]["Sides"]["container"]["Median"] > 0, rows["latency"]["Missing"]
     assert rows["send"]["Sides"]["container"]["Median"] > 0, rows["send"]["Missing"]
+
+
+def test_the_time_to_healthy_is_taken_where_the_image_has_a_check(
+    engine: Engine, tmp_path: Path
+) -> None:
+    (tmp_path / "Dockerfile").write_text(
+        "FROM busybox\nHEALTHCHECK --interval=1s CMD true\n"
+        'CMD ["sh", "-c", "echo up; exec sleep 1000"]\n'
+    )
+    engine.out("build", "-q", "-t", "checked", str(tmp_path))
+    found = json.loads(
+        engine.out("weigh", "--only", "container", "--rounds", "1", "--format", "json", "checked")
+    )
+
+    rows = {row["Key"]: row for row in found["Figures"]}
+    assert rows["healthy"]["Sides"]["container"]["Median"] > 0, rows["healthy"]["Missing"]
+    assert engine.all() == {}
