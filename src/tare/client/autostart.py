@@ -14,7 +14,7 @@ import time
 from tare.client.transport import Connection
 from tare.errors import FailedError
 
-_WAIT_SECONDS = 10.0
+_WAIT_SECONDS = 30.0
 _TAIL_LINES = 8
 _ALREADY = 75  # the exit code of a daemon that found another one holding the lock
 

@@ -6,9 +6,9 @@ directory in every hierarchy that matters and is used the same way whatever the 
 
 Where groups are placed (`Hierarchy.base`), which is all that a path is relative to:
 
-* root: the top of the hierarchy, as seen in the mount. Under systemd with version 2 the engine's
-  own unit instead, if that unit is delegated (``Delegate=yes``; systemd marks it with the xattr
-  ``trusted.delegate`` or ``user.delegate``), because systemd wants one writer for each subtree.
+* root: the top of the hierarchy, as seen in the mount. Not the engine's own unit, delegated or
+  not: with workloads in groups below it version 2 lets no process into it, so systemd could not
+  start the daemon again while anything runs.
 * anyone else: the unit (``.service`` or ``.scope``) the process is in, or its own group, if that
   is writable. Nothing is moved between systemd's units, which only systemd may do.
 
@@ -467,14 +467,6 @@ def _may_write(directory: str) -> bool:
     )
 
 
-def _delegated(directory: str) -> bool:
-    for name in ("trusted.delegate", "user.delegate"):
-        with contextlib.suppress(OSError):
-            if os.getxattr(directory, name) == b"1":
-                return True
-    return False
-
-
 def _own_directory(mount: _Mount, position: str | None) -> str | None:
     """The directory of this process's own group in the mount, if the mount shows it."""
     if position is None or position.startswith("/.."):
@@ -495,13 +487,11 @@ def _unit_of(directory: str, mount: str) -> str | None:
     return None
 
 
-def _base(mount: _Mount, position: str | None, *, privileged: bool, systemd: bool) -> str | None:
+def _base(mount: _Mount, position: str | None, *, privileged: bool) -> str | None:
     """Where our groups are placed (the rule in the module's docstring), or None."""
     own = _own_directory(mount, position)
     unit = _unit_of(own, mount.point) if own else None
     if privileged and _may_write(mount.point):
-        if systemd and mount.version == 2 and unit and _delegated(unit):
-            return unit
         return mount.point
     for candidate in (unit, own):
         if candidate and _may_write(candidate):
@@ -537,7 +527,7 @@ def detect(
             continue  # mounted twice: the first one serves
         seen |= names
         position = positions.get(next(iter(names)))
-        base = _base(mount, position, privileged=privileged, systemd=systemd)
+        base = _base(mount, position, privileged=privileged)
         if mount.version == 1:
             v1.append(Hierarchy(mount.point, base or mount.point, names, base is not None))
             continue
