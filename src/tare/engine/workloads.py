@@ -11,8 +11,8 @@
     state/trash/N/         waits for deletion
 
 On ext4 creating directories after mass deletes is slow (it scans recently deleted inodes), so a
-directory whose upper layer stayed empty is used again. Never an inode that a container has seen:
-whoever it gave a descriptor to may still hold it, and would write to the next one's. One is taken
+directory whose upper layer stayed empty is used again. Never an inode that a container has seen or
+written: whoever holds a descriptor of it would write to the next one's, or read its output. One is taken
 out of the trash only some time after its container ended: the kernel may still be taking the old
 overlay down.
 
@@ -152,8 +152,6 @@ def _unused(path: str) -> bool:
                             os.rmdir(f"{path}/work/{left}")
                     if os.listdir(f"{path}/work"):
                         return False
-                case "log":
-                    os.truncate(f"{path}/log", 0)
                 case _:
                     os.unlink(f"{path}/{name}")
     except OSError:
