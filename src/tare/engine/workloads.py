@@ -12,9 +12,9 @@
 
 On ext4 creating directories after mass deletes is slow (it scans recently deleted inodes), so a
 directory whose upper layer stayed empty is used again. Never an inode that a container has seen or
-written: whoever holds a descriptor of it would write to the next one's, or read its output. One is taken
-out of the trash only some time after its container ended: the kernel may still be taking the old
-overlay down.
+written: whoever holds a descriptor of it would write to the next one's, or read its output. One is
+taken out of the trash only some time after its container ended: the kernel may still be taking the
+old overlay down.
 
 Not for: what is inside upper/ (run.rootfs, image.changes).
 """
