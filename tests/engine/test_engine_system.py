@@ -13,9 +13,9 @@ import pytest
 
 from tare.engine.engine import Engine
 from tare.engine.paths import Paths
-from tare.errors import ConflictError, InvalidError, MissingError, TareError, UnsupportedError
-from tare.model.record import HealthStatus, LogQuery
+from tare.errors import ConflictError, InvalidError, MissingError, TareError
 from tare.model.networking import NetworkWish
+from tare.model.record import HealthStatus, LogQuery
 from tare.model.spec import (
     ContainerSpec,
     ExecSpec,
