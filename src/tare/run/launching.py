@@ -87,7 +87,9 @@ class Launch:
             except BlockingIOError:
                 return False
             except ConnectionResetError:
-                data, ancillary = b"", []
+                # It ended without reading all that we sent. The kernel tells that once, and
+                # before what the child itself said (unix_release_sock): that comes next.
+                continue
             received = _descriptors(ancillary)
             if data == b"terminal" and len(received) == 1 and self.terminal < 0:
                 self.terminal = received[0]
