@@ -33,10 +33,16 @@ class Overlay:
         with opened(self.upper) as upper, opened(self.lower) as lower:
             return {c.path: str(c.kind) for c in changes(upper.fd, lower.fd, **options)}
 
-    def layer(self, unshift: Callable[[int], int] = lambda i: i, **options: bool) -> bytes:
+    def layer(
+        self,
+        unshift: Callable[[int], int] = lambda i: i,
+        *,
+        devices: bool = True,
+        userxattr: bool = False,
+    ) -> bytes:
         out = io.BytesIO()
         with opened(self.upper) as upper:
-            write_layer(upper.fd, out, unshift=unshift, **options)
+            write_layer(upper.fd, out, unshift=unshift, devices=devices, userxattr=userxattr)
         return out.getvalue()
 
 
