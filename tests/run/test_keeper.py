@@ -224,8 +224,11 @@ def test_a_container_that_joins_another_shares_its_network_and_ids(bench: Run) -
     bench(body)
 
 
-def _orphan(code: int) -> tuple[int, bool]:
-    """How one ends whose parent died first: only newer kernels (6.15) tell its exit code."""
+def _orphan(code: int) -> tuple[tuple[int, bool], ...]:
+    """How one may end whose parent died first: code, and whether it is known.
+
+    Newer kernels (6.15) always tell; older ones only as long as nobody has reaped it.
+    """
     pid = os.fork()
     if pid == 0:
         os._exit(0)
@@ -233,7 +236,7 @@ def _orphan(code: int) -> tuple[int, bool]:
     os.waitpid(pid, 0)
     known = process.exit_status(pidfd) is not None
     os.close(pidfd)
-    return (code, True) if known else (255, False)
+    return ((code, True),) if known else ((code, True), (255, False))
 
 
 def test_a_killed_keeper_takes_nothing_along_and_the_next_one_knows_the_end(bench: Run) -> None:
@@ -249,8 +252,9 @@ def test_a_killed_keeper_takes_nothing_along_and_the_next_one_knows_the_end(benc
 
         first, second = await b.ended(quiet), await b.ended(talking)
         assert b.keeper_pid() != old
-        assert (first.code, first.known, b.output(quiet)) == (*_orphan(9), "late\n")
-        assert (second.code, b.output(talking)) == (_orphan(4)[0], "after\ndone\n")
+        assert (first.code, first.known) in _orphan(9)
+        assert (second.code, second.known) in _orphan(4)
+        assert (b.output(quiet), b.output(talking)) == ("late\n", "after\ndone\n")
 
     bench(body)
 
@@ -272,7 +276,8 @@ def test_what_one_says_that_ends_before_the_next_keeper_begins_is_not_lost(
         os.kill(b.keeper_pid(), signal.SIGKILL)
         ended = await b.ended(identity)
 
-        assert (ended.code, ended.known, b.output(identity)) == (*_orphan(5), "last words\n")
+        assert (ended.code, ended.known) in _orphan(5)
+        assert b.output(identity) == "last words\n"
         assert b.keeper._pipes == []
 
     bench(body)
@@ -493,7 +498,8 @@ def test_a_keeper_of_another_version_is_replaced_and_what_runs_goes_on(
         exited = await b.ended(identity)
 
         assert b.keeper_pid() != old
-        assert (exited.code, b.output(identity)) == (_orphan(6)[0], "still here\n")
+        assert (exited.code, exited.known) in _orphan(6)
+        assert b.output(identity) == "still here\n"
 
     bench(body)
 
