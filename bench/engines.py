@@ -86,6 +86,10 @@ class Api:
         told = json.loads(self.ask("POST", f"/containers/{container}/wait"))
         return int(told["StatusCode"])
 
+    def kill(self, container: str) -> None:
+        """SIGKILL to its first process."""
+        self.ask("POST", f"/containers/{container}/kill")
+
     def remove(self, container: str) -> None:
         """Remove it, running or not."""
         self.ask("DELETE", f"/containers/{container}?force=true")

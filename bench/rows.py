@@ -78,6 +78,9 @@ def _running(engine: Engine, name: str = "", network: str = "none") -> Iterator[
         api.start(container)
         yield container
     finally:
+        # podman gives one that ignores SIGTERM ten seconds before it removes it by force.
+        with contextlib.suppress(BenchError):
+            api.kill(container)
         api.remove(container)
         api.close()
 
