@@ -8,55 +8,18 @@ Not for: anything that asks a server beyond loopback; no test lets cosign do tha
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-from harness.images import cache_directory
-
-_SUITE = "trixie"
-_MINUTES = 5
+from harness.newer import root_with
 
 
 def program() -> Path:
     """The path of cosign; skips, with the reason, where it cannot be had."""
     found = shutil.which("cosign")
-    if found is not None:
-        return Path(found)
-    root = cache_directory() / f"cosign-{_SUITE}-{os.uname().machine}"
-    binary = root / "usr/bin/cosign"
-    with open(f"{root}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not binary.exists():
-            _fetch(root)
-    return binary
-
-
-def _fetch(root: Path) -> None:
-    if shutil.which("mmdebstrap") is None:
-        pytest.skip("there is neither cosign nor mmdebstrap to fetch it with")
-    half = root.with_name(root.name + ".half")
-    shutil.rmtree(half, ignore_errors=True)
-    command = ["mmdebstrap", "--quiet", "--variant=extract", "--include=cosign", _SUITE, str(half)]
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_MINUTES * 60
-        )
-    except subprocess.TimeoutExpired:
-        shutil.rmtree(half, ignore_errors=True)
-        pytest.skip(f"cosign could not be fetched in {_MINUTES} minutes")
-    if done.returncode != 0:
-        shutil.rmtree(half, ignore_errors=True)
-        pytest.skip(f"cosign cannot be fetched: {done.stderr.decode(errors='replace')[-200:]}")
-    # Only the one program is of use.
-    root.joinpath("usr/bin").mkdir(parents=True, exist_ok=True)
-    os.replace(half / "usr/bin/cosign", root / "usr/bin/cosign")
-    shutil.rmtree(half, ignore_errors=True)
+    return Path(found) if found is not None else root_with("cosign") / "usr/bin/cosign"
 
 
 @dataclass

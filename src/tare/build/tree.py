@@ -15,19 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple, Protocol
 
 from tare.errors import InvalidError
-from tare.image.entry import NO_XATTRS, Kind, Segments, show
+from tare.image.entry import FILE_KINDS, NO_XATTRS, Kind, Segments, show
 from tare.kernel import files
 
 _LINKS: Final = 255
 _CHUNK: Final = 1 << 20
-_KINDS: Final = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIR,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHAR,
-    stat.S_IFBLK: Kind.BLOCK,
-    stat.S_IFIFO: Kind.FIFO,
-}
 _CAPABILITY: Final = "security.capability"
 
 
@@ -164,7 +156,7 @@ class DirectoryTree:
             raise InvalidError(f"{show(path)} cannot be read: {error.strerror}") from error
         try:
             status = os.fstat(handle)
-            kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+            kind = FILE_KINDS.get(stat.S_IFMT(status.st_mode))
             if kind is None:
                 return None  # a socket means nothing without its listener
             link = os.readlink(b"", dir_fd=handle) if kind is Kind.SYMLINK else b""

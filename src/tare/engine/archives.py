@@ -19,7 +19,7 @@ from typing import BinaryIO, Final
 
 from tare.errors import FailedError, InvalidError, MissingError
 from tare.image.compress import open_decompressed
-from tare.image.entry import Entry, Kind
+from tare.image.entry import FILE_KINDS, Entry, Kind, described
 from tare.image.extract import Rules, extract
 from tare.image.tar import read
 from tare.image.tar_writer import TarWriter
@@ -32,14 +32,6 @@ Block = tuple[int, int] | None
 
 _CHUNK: Final = 1 << 18
 _DEPTH: Final = 512
-_KINDS: Final = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIR,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHAR,
-    stat.S_IFBLK: Kind.BLOCK,
-    stat.S_IFIFO: Kind.FIFO,
-}
 _CAPABILITY: Final = "security.capability"
 
 
@@ -117,19 +109,23 @@ class _Writer:
     def add(self, place: int, path: bytes, depth: int) -> None:
         """Write what the O_PATH descriptor *place* shows as *path*, and what is below."""
         status = os.fstat(place)
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+        kind = FILE_KINDS.get(stat.S_IFMT(status.st_mode))
         if kind is None:
             return  # a socket is nothing without its listener
         if depth > _DEPTH:
             raise FailedError(f"the tree is deeper than {_DEPTH} directories")
         if kind is Kind.DIR:
-            self._tar.add(self._entry(path, kind, status, self._xattrs(place)))
+            self._tar.add(
+                described(path, kind, status, owner=self._inside, xattrs=self._xattrs(place))
+            )
             self._children(place, path, depth)
             return
         identity_ = (status.st_dev, status.st_ino)
         first = self._links.get(identity_) if status.st_nlink > 1 else None
         if first is not None:
-            self._tar.add(self._entry(path, Kind.HARDLINK, status, {}, link=first))
+            self._tar.add(
+                described(path, Kind.HARDLINK, status, owner=self._inside, linkname=first)
+            )
             return
         if status.st_nlink > 1:
             self._links[identity_] = path
@@ -139,7 +135,7 @@ class _Writer:
         link = b""
         if kind is Kind.SYMLINK:
             link = os.readlink(b"", dir_fd=place)
-        self._tar.add(self._entry(path, kind, status, {}, link=link))
+        self._tar.add(described(path, kind, status, owner=self._inside, linkname=link))
 
     def _children(self, place: int, path: bytes, depth: int) -> None:
         directory = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -178,7 +174,9 @@ class _Writer:
         descriptor = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             status = os.fstat(descriptor)
-            entry = self._entry(path, Kind.FILE, status, self._xattrs(descriptor))
+            entry = described(
+                path, Kind.FILE, status, owner=self._inside, xattrs=self._xattrs(descriptor)
+            )
             self._tar.add(entry, _content(descriptor, status.st_size))
         finally:
             os.close(descriptor)
@@ -188,30 +186,6 @@ class _Writer:
             return number
         base, size = self._block
         return number - base if base <= number < base + size else 65534
-
-    def _entry(
-        self,
-        path: bytes,
-        kind: Kind,
-        status: os.stat_result,
-        xattrs: dict[bytes, bytes],
-        *,
-        link: bytes = b"",
-    ) -> Entry:
-        device = kind in (Kind.CHAR, Kind.BLOCK)
-        return Entry(
-            path,
-            kind,
-            mode=stat.S_IMODE(status.st_mode),
-            uid=self._inside(status.st_uid),
-            gid=self._inside(status.st_gid),
-            mtime_ns=status.st_mtime_ns,
-            size=status.st_size if kind is Kind.FILE else 0,
-            linkname=link,
-            major=os.major(status.st_rdev) if device else 0,
-            minor=os.minor(status.st_rdev) if device else 0,
-            xattrs=xattrs,
-        )
 
     @staticmethod
     def _xattrs(descriptor: int) -> dict[bytes, bytes]:

@@ -34,7 +34,7 @@ from tare.engine.transfer import consumed, produced
 from tare.engine.volumes import Volumes
 from tare.errors import ConflictError, FailedError, MissingError, TareError
 from tare.image.compress import open_decompressed
-from tare.image.entry import Entry, Kind
+from tare.image.entry import FILE_KINDS, Entry, Kind, described
 from tare.image.extract import Rules, extract, remove_tree
 from tare.image.tar import read
 from tare.image.tar_writer import TarWriter
@@ -48,12 +48,6 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CHUNK: Final = 1 << 20
 _BLOCK: Final = 512
-_KINDS: Final = {
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHAR,
-    stat.S_IFBLK: Kind.BLOCK,
-    stat.S_IFIFO: Kind.FIFO,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +289,9 @@ class _Writer:
         """Write a directory and what is in it."""
         if path.count(b"/") > 500:
             raise FailedError("the volume is deeper than 500 directories")
-        self.tar.add(_entry(path, Kind.DIR, status, trees.attributes(descriptor)))
+        self.tar.add(
+            described(path, Kind.DIR, status, xattrs=_encoded(trees.attributes(descriptor)))
+        )
         for name in sorted(os.fsencode(n) for n in os.listdir(descriptor)):
             try:
                 found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
@@ -319,16 +315,16 @@ class _Writer:
         key = (status.st_dev, status.st_ino)
         first = self._links.get(key) if status.st_nlink > 1 else None
         if first is not None:
-            self.tar.add(_entry(path, Kind.HARDLINK, status, {}, link=first))
+            self.tar.add(described(path, Kind.HARDLINK, status, linkname=first))
             return
         if stat.S_ISREG(status.st_mode):
             self._file(parent, name, path)
         else:
-            kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+            kind = FILE_KINDS.get(stat.S_IFMT(status.st_mode))
             if kind is None:
                 return  # a socket is nothing without its listener
             link = os.readlink(name, dir_fd=parent) if kind is Kind.SYMLINK else b""
-            self.tar.add(_entry(path, kind, status, {}, link=os.fsencode(link)))
+            self.tar.add(described(path, kind, status, linkname=os.fsencode(link)))
         if status.st_nlink > 1:
             self._links[key] = path
 
@@ -338,7 +334,9 @@ class _Writer:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise FailedError(f"{path!r} changed while it was archived")
-            entry = _entry(path, Kind.FILE, status, trees.attributes(descriptor))
+            entry = described(
+                path, Kind.FILE, status, xattrs=_encoded(trees.attributes(descriptor))
+            )
             pieces = tuple(_pieces(descriptor, status))
             if pieces != ((0, status.st_size),) and status.st_size:
                 entry = entry._replace(sparse=pieces)
@@ -370,25 +368,5 @@ def _pieces(descriptor: int, status: os.stat_result) -> Iterator[tuple[int, int]
         yield start, end - start
 
 
-def _entry(
-    path: bytes,
-    kind: Kind,
-    status: os.stat_result,
-    xattrs: dict[str, bytes],
-    *,
-    link: bytes = b"",
-) -> Entry:
-    device = kind in (Kind.CHAR, Kind.BLOCK)
-    return Entry(
-        path,
-        kind,
-        mode=stat.S_IMODE(status.st_mode),
-        uid=status.st_uid,
-        gid=status.st_gid,
-        mtime_ns=status.st_mtime_ns,
-        size=status.st_size if kind is Kind.FILE else 0,
-        linkname=link,
-        major=os.major(status.st_rdev) if device else 0,
-        minor=os.minor(status.st_rdev) if device else 0,
-        xattrs={os.fsencode(name): value for name, value in xattrs.items()},
-    )
+def _encoded(attributes: dict[str, bytes]) -> dict[bytes, bytes]:
+    return {os.fsencode(name): value for name, value in attributes.items()}

@@ -24,7 +24,7 @@ from enum import StrEnum
 from typing import IO, Final
 
 from tare.errors import FailedError, TareError, UnsupportedError
-from tare.image.entry import Entry, Kind, show
+from tare.image.entry import Entry, Kind, described, show
 from tare.image.tar_writer import ByteSink, TarWriter
 
 Unshift = Callable[[int], int]
@@ -381,20 +381,10 @@ class _LayerWriter:
         linkname: bytes = b"",
         xattrs: dict[bytes, bytes] | None = None,
     ) -> Entry:
-        device = kind in (Kind.CHAR, Kind.BLOCK)
-        return Entry(
-            path,
-            kind,
-            mode=stat.S_IMODE(status.st_mode),
-            uid=self._unshift(status.st_uid),
-            gid=self._unshift(status.st_gid),
-            mtime_ns=self._time(status.st_mtime_ns),
-            size=status.st_size if kind is Kind.FILE else 0,
-            linkname=linkname,
-            major=os.major(status.st_rdev) if device else 0,
-            minor=os.minor(status.st_rdev) if device else 0,
-            xattrs=xattrs or {},
+        entry = described(
+            path, kind, status, owner=self._unshift, linkname=linkname, xattrs=xattrs or {}
         )
+        return entry._replace(mtime_ns=self._time(entry.mtime_ns))
 
     def _time(self, nanoseconds: int) -> int:
         latest = self._latest_ns

@@ -6,7 +6,9 @@ Shared by the reader, the writer and those who put entries somewhere. Not for: a
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
@@ -65,6 +67,43 @@ class Entry(NamedTuple):
     def stored(self) -> int:
         """How many bytes of data the archive holds for it."""
         return self.size if self.sparse is None else sum(length for _, length in self.sparse)
+
+
+FILE_KINDS: Final = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIR,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFCHR: Kind.CHAR,
+    stat.S_IFBLK: Kind.BLOCK,
+    stat.S_IFIFO: Kind.FIFO,
+}
+"""What a file of a type of stat(2) is in an archive; a socket is nothing there."""
+
+
+def described(
+    path: bytes,
+    kind: Kind,
+    status: os.stat_result,
+    *,
+    owner: Callable[[int], int] = lambda number: number,
+    linkname: bytes = b"",
+    xattrs: Mapping[bytes, bytes] = NO_XATTRS,
+) -> Entry:
+    """The entry of a file on disk; *owner* turns its ids into those of the archive."""
+    device = kind in (Kind.CHAR, Kind.BLOCK)
+    return Entry(
+        path,
+        kind,
+        mode=stat.S_IMODE(status.st_mode),
+        uid=owner(status.st_uid),
+        gid=owner(status.st_gid),
+        mtime_ns=status.st_mtime_ns,
+        size=status.st_size if kind is Kind.FILE else 0,
+        linkname=linkname,
+        major=os.major(status.st_rdev) if device else 0,
+        minor=os.minor(status.st_rdev) if device else 0,
+        xattrs=xattrs,
+    )
 
 
 @dataclass(frozen=True, slots=True)

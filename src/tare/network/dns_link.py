@@ -15,17 +15,14 @@ import json
 import os
 import socket
 import subprocess
-import sys
-from pathlib import Path
 from typing import Final
 
-import tare
 from tare.errors import FailedError
+from tare.kernel import background
 from tare.network import dns_table
 from tare.network.dns_server import VERSION
 from tare.network.dns_table import Table
 
-_PYTHON: Final = "/usr/bin/python3"
 _START_TIMEOUT: Final = 15.0
 _ANSWER_TIMEOUT: Final = 15.0
 _TRIES: Final = 3
@@ -145,29 +142,10 @@ class NameServer:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         """Start a server that no signal to us reaches; the lock lets only one live."""
-        python = _PYTHON if os.access(_PYTHON, os.X_OK) else sys.executable
-        source = str(Path(tare.__file__).resolve().parent.parent)
-        boot = (
-            "import sys; sys.path.insert(0, sys.argv[1]); sys.dont_write_bytecode = True; "
-            "from tare.network.dns_server import main; sys.exit(main(sys.argv[2:]))"
-        )
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         log = os.open(f"{self._directory}/dns.log", flags, 0o600)
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name in ("PATH", "LANG") or name.startswith("TARE_TEST_")
-        }
         try:
-            return subprocess.Popen(
-                [python, "-I", "-S", "-X", "utf8", "-c", boot, source, self._directory],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                cwd="/",
-                env=environment,
-                start_new_session=True,
-            )
+            return background.start("tare.network.dns_server", self._directory, log=log)
         finally:
             os.close(log)
 

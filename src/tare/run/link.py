@@ -16,14 +16,12 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import tare
 from tare.errors import (
     ConflictError,
     DeniedError,
@@ -33,7 +31,7 @@ from tare.errors import (
     TareError,
     UnsupportedError,
 )
-from tare.kernel import process
+from tare.kernel import background, process
 from tare.run.protocol import VERSION, Message, Receiver, Sender
 from tare.run.sandbox import ExecPlan, Sandbox
 
@@ -45,7 +43,6 @@ _ERRORS: Final = {
 }  # fmt: skip
 _TRIES: Final = 5
 _START_TIMEOUT: Final = 10.0
-_PYTHON: Final = "/usr/bin/python3"
 
 
 @dataclass(slots=True)
@@ -246,29 +243,10 @@ class Keeper:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         """Start a keeper that no signal to us reaches; the lock lets only one live."""
-        python = _PYTHON if os.access(_PYTHON, os.X_OK) else sys.executable
-        source = str(Path(tare.__file__).resolve().parent.parent)
-        boot = (
-            "import sys; sys.path.insert(0, sys.argv[1]); sys.dont_write_bytecode = True; "
-            "from tare.run.keeper import main; sys.exit(main(sys.argv[2:]))"
-        )
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         log = os.open(f"{self._run}/keeper.log", flags, 0o600)
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name in ("PATH", "LANG") or name.startswith("TARE_TEST_")
-        }
         try:
-            return subprocess.Popen(
-                [python, "-I", "-S", "-X", "utf8", "-c", boot, source, self._run],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                cwd="/",
-                env=environment,
-                start_new_session=True,
-            )
+            return background.start("tare.run.keeper", self._run, log=log)
         finally:
             os.close(log)
 

@@ -10,6 +10,8 @@ from tare.errors import InvalidError, MissingError, TareError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tare.client.document import Json
     from tare.client.options import Action
 
@@ -32,6 +34,12 @@ def _inspect(kinds: tuple[str, ...]) -> Action:
 
 
 def _print(daemon: Daemon, flags: Flags, names: list[str], kinds: tuple[str, ...]) -> int:
+    sized = flags.flag("size")
+    return print_each(flags, names, lambda name: _details(daemon, name, kinds, sized=sized))
+
+
+def print_each(flags: Flags, names: list[str], ask: Callable[[str], Json]) -> int:
+    """Print what *ask* tells of each of *names*, by ``--format``; 1 if there was an error."""
     form = flags.text("format")
     template = None
     if form not in ("", "json"):
@@ -42,7 +50,7 @@ def _print(daemon: Daemon, flags: Flags, names: list[str], kinds: tuple[str, ...
     found: list[Json] = []
     for name in names:
         try:
-            details = _details(daemon, name, kinds, sized=flags.flag("size"))
+            details = ask(name)
             if template is not None:
                 line = template.render(details) + "\n"
                 write_out(shown(line, "\n\t").encode("utf-8", "replace"))

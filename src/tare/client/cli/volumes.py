@@ -5,12 +5,13 @@ from __future__ import annotations
 from tare.client import document, terminal, units
 from tare.client.cli.archives import opened, pieces, save_stream
 from tare.client.cli.each import confirmed, for_each
+from tare.client.cli.inspect import print_each
 from tare.client.cli.ps import filters
 from tare.client.document import number, text
 from tare.client.options import Command, Flags
 from tare.client.tables import render, say, shown, warn, write_out
 from tare.client.transport import Daemon, segment, target
-from tare.errors import InvalidError, TareError
+from tare.errors import InvalidError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,28 +93,7 @@ def _ls(daemon: Daemon, flags: Flags, _arguments: list[str]) -> int:
 
 
 def _inspect(daemon: Daemon, flags: Flags, names: list[str]) -> int:
-    form = flags.text("format")
-    template = None
-    if form not in ("", "json"):
-        from tare.client.templates import Template
-
-        template = Template(form)
-    code, found = 0, []
-    for name in names:
-        try:
-            each = daemon.call("GET", f"/volumes/{segment(name)}")
-            if template is not None:
-                line = template.render(each) + "\n"
-                write_out(shown(line, "\n\t").encode("utf-8", "replace"))
-            found.append(each)
-        except TareError as error:
-            warn(f"tare: {error}" + (f"\n  {error.hint}" if error.hint else ""))
-            code = 1
-    if form == "json":
-        write_out("".join(document.compact(each) + "\n" for each in found).encode())
-    elif template is None:
-        write_out((document.pretty(found) + "\n").encode())
-    return code
+    return print_each(flags, names, lambda name: daemon.call("GET", f"/volumes/{segment(name)}"))
 
 
 def _rm(daemon: Daemon, flags: Flags, names: list[str]) -> int:
